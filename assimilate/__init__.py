@@ -1,0 +1,2 @@
+"""Data assimilation."""
+__version__ = "0.1.0"

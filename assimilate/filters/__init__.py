@@ -1,0 +1,1 @@
+"""Filters: observations one after another to the law of the present state."""

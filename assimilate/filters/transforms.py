@@ -1,0 +1,119 @@
+r"""The algebra of ensemble Kalman filters, in whitened observation space.
+
+With N members, anomalies A `(N, n)` of the state about its mean, `S = R^-1/2 (H x_n - mean)` `(N, m)` of the predicted
+observations, `d = R^-1/2 (y - mean)` and `c = N - 1`:
+
+    Kalman increment          K d       = d S^T (S S^T + c I_N)^-1 A  =  d (S^T S + c I_m)^-1 S^T A
+    symmetric square root     A_a       = T A,    T = sqrt(c) (S S^T + c I_N)^-1/2
+    log evidence              log p(y)  = log N(y; mean, R)|_{d = 0} - 1/2 log det(I + S S^T / c) - 1/2 d (I + S^T S / c)^-1 d
+
+The smaller of the two Gram matrices is factored, in float64: it is tiny beside the ensemble, and its condition number
+is the square of the ensemble's. Unobserved values are zeros in S and d and so contribute nothing. Leading dims are
+batches.
+
+References:
+    Bishop, Etherton, Majumdar (2001), Adaptive sampling with the ensemble transform Kalman filter,
+    https://doi.org/10.1175/1520-0493(2001)129<0420:ASWTET>2.0.CO;2
+    Hunt, Kostelich, Szunyogh (2007), Efficient data assimilation for spatiotemporal chaos: a local ensemble transform
+    Kalman filter, https://doi.org/10.1016/j.physd.2006.11.008 (the symmetric root)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kalman_increments(anomalies: Tensor, spread: Tensor, departures: Tensor) -> Tensor:
+    """Kalman increments of the state for any number of whitened departures.
+
+    Args:
+        anomalies: A, `(E, N, n)`.
+        spread: S, `(E, N, m)`, dimensionless.
+        departures: `(E, K, m)`, dimensionless, zero where not observed.
+
+    Returns:
+        `(E, K, n)`, in the units of the state.
+    """
+    n, m = spread.shape[-2:]
+    s, d = spread.double(), departures.double()
+    if m < n:
+        root = torch.linalg.cholesky(_shifted(s.mT @ s, n - 1))
+        coefficients = torch.cholesky_solve(d.mT, root).mT
+        return coefficients.to(anomalies.dtype) @ (spread.mT @ anomalies)
+    root = torch.linalg.cholesky(_shifted(s @ s.mT, n - 1))
+    coefficients = torch.cholesky_solve(s @ d.mT, root).mT
+    return coefficients.to(anomalies.dtype) @ anomalies
+
+
+def square_root_analysis(anomalies: Tensor, spread: Tensor, departure: Tensor) -> tuple[Tensor, Tensor]:
+    """Increment of the mean and the new anomalies of the symmetric square root filter.
+
+    Args:
+        anomalies: A, `(E, N, n)`.
+        spread: S, `(E, N, m)`.
+        departure: d of the mean, `(E, m)`.
+
+    Returns:
+        The increment `(E, 1, n)` and the anomalies of the analysis `(E, N, n)`.
+    """
+    n, m = spread.shape[-2:]
+    c = n - 1
+    s, d = spread.double(), departure.double().unsqueeze(-2)
+    if m >= n:
+        weights, root = transform_weights(s @ s.mT, (s @ d.mT).squeeze(-1))
+        return weights.unsqueeze(-2).to(anomalies.dtype) @ anomalies, root.to(anomalies.dtype) @ anomalies
+    values, vectors = torch.linalg.eigh(s.mT @ s)
+    values = values.clamp_min(0)
+    projected = vectors.mT.to(anomalies.dtype) @ (spread.mT @ anomalies)
+    increment = (d @ vectors) / (c + values).unsqueeze(-2)
+    # (sqrt(c / (c + l)) - 1) / l without its 0 / 0 in unobserved directions.
+    shrink = -1 / ((c + values) * (1 + torch.sqrt(c / (c + values))))
+    change = (s @ vectors) * shrink.unsqueeze(-2)
+    return increment.to(anomalies.dtype) @ projected, anomalies + change.to(anomalies.dtype) @ projected
+
+
+def transform_weights(gram: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the mean and the symmetric root from `S S^T` and `S d`.
+
+    Args:
+        gram: `S S^T`, `(*b, N, N)`.
+        projection: `S d`, `(*b, N)`.
+
+    Returns:
+        `(S S^T + c I)^-1 S d` `(*b, N)` and T `(*b, N, N)`, to be applied to the anomalies from the left.
+    """
+    c = gram.shape[-1] - 1
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp_min(0) + c
+    weights = ((projection.unsqueeze(-2) @ vectors) / values.unsqueeze(-2)) @ vectors.mT
+    root = (vectors * torch.sqrt(c / values).unsqueeze(-2)) @ vectors.mT
+    return weights.squeeze(-2), root
+
+
+def innovation_log_likelihood(spread: Tensor, departure: Tensor, log_normalizer: Tensor) -> Tensor:
+    """Log density of the observations under the Gaussian `N(mean, S^T S / (N - 1) + I)` of the forecast.
+
+    Args:
+        spread: S, `(E, N, m)`.
+        departure: d, `(E, m)`.
+        log_normalizer: `(E,)`, log density of the noise at zero residual over the observed values.
+
+    Returns:
+        `(E,)`, float64; 0 where nothing is observed.
+    """
+    n, m = spread.shape[-2:]
+    s, d = spread.double(), departure.double().unsqueeze(-1)
+    gram = s.mT @ s if m < n else s @ s.mT
+    root = torch.linalg.cholesky(_shifted(gram / (n - 1), 1.0))
+    log_det = 2 * torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
+    if m < n:
+        misfit = torch.linalg.solve_triangular(root, d, upper=False).square().sum((-2, -1))
+    else:
+        explained = torch.linalg.solve_triangular(root, s @ d, upper=False).square().sum((-2, -1)) / (n - 1)
+        misfit = d.square().sum((-2, -1)) - explained
+    return log_normalizer.double() - 0.5 * (log_det + misfit)
+
+
+def _shifted(matrix: Tensor, shift: float) -> Tensor:
+    return matrix + shift * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

@@ -1,0 +1,59 @@
+"""Network architectures, and the table that lets a checkpoint rebuild one from its name and settings.
+
+An architecture is a frozen settings dataclass and an `nn.Module` that takes it and keeps it as `.settings`; the module
+is called as `network(x, noise, context)`. A user's own goes into a dictionary of the same form, passed to
+`load_checkpoint(..., architectures=...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from assimilate.errors import UnknownName
+from assimilate.learning.networks.mlp import MLP, MLPSettings
+from assimilate.learning.networks.unet import UNet, UNetSettings
+
+__all__ = ["ARCHITECTURES", "MLP", "MLPSettings", "UNet", "UNetSettings", "architecture_name", "build_network"]
+
+Architectures = Mapping[str, tuple[type, type[nn.Module]]]
+
+ARCHITECTURES: Architectures = {"mlp": (MLPSettings, MLP), "unet": (UNetSettings, UNet)}
+"""Name -> (settings class, module class)."""
+
+
+def build_network(name: str, settings: Mapping[str, Any], architectures: Architectures | None = None) -> nn.Module:
+    """A new network of a named architecture.
+
+    Args:
+        name: key of the table.
+        settings: arguments of its settings class, as read from JSON.
+        architectures: further architectures by name.
+
+    Raises:
+        UnknownName: no architecture of that name.
+        ValueError: settings that the architecture does not have.
+    """
+    table = {**ARCHITECTURES, **(architectures or {})}
+    if name not in table:
+        raise UnknownName("architecture", name, table)
+    settings_class, module_class = table[name]
+    try:
+        return module_class(settings_class(**settings))
+    except TypeError as error:
+        raise ValueError(f"architecture {name!r} does not take these settings: {error}") from error
+
+
+def architecture_name(network: nn.Module, architectures: Architectures | None = None) -> str:
+    """The name under which a network's class stands in the table.
+
+    Raises:
+        UnknownName: the class is in no table.
+    """
+    table = {**ARCHITECTURES, **(architectures or {})}
+    for name, (_, module_class) in table.items():
+        if type(network) is module_class:
+            return name
+    raise UnknownName("architecture", type(network).__name__, table, hint=" (add it to `architectures`)")

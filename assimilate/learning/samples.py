@@ -1,0 +1,235 @@
+"""Training data: windows of consecutive states, from a simulator or from a Dataset of one's own.
+
+    states (trajectory, time, *event)  ->  windows (n, length, *event)
+
+A window never straddles two trajectories or a gap in the time axis. Held-out data are whole trajectories where there
+are several, else the end of the time axis, so that no held-out state is a neighbour in time of a training one.
+
+States are in Space units: transform applied, no-data cells 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assimilate.errors import DataError
+from dynamics import Dynamics, Space, simulate
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """The affine map, one pair of numbers a channel, to coordinates of mean 0 and standard deviation 1.
+
+    Args:
+        mean: mean of each channel, in Space units.
+        std: standard deviation of each channel, in Space units.
+        grid_dims: number of grid dims behind the channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grid_dims: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers; they may come from JSON as lists."""
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std}: expected as many positive std as means")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Space units -> network coordinates, `(*b, channel, *grid)`."""
+        return (x - self._column(self.mean, x)) / self._column(self.std, x)
+
+    def decode(self, u: Tensor) -> Tensor:
+        """Network coordinates -> Space units."""
+        return self._column(self.mean, u) + self._column(self.std, u) * u
+
+    def _column(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * self.grid_dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """States of a system, in memory, and the windows that can be cut from them.
+
+    Args:
+        states: `(trajectory, time, *event)`, Space units.
+        space: what a state is.
+        dt: time between states.
+        joined: `(time - 1,)`, whether states k and k + 1 are one `dt` apart; None = all are.
+        source: where they come from, for the training record.
+    """
+
+    states: Tensor
+    space: Space
+    dt: float
+    joined: Tensor | None = None
+    source: str = ""
+
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset, space: Space | None = None, *, dt: float | None = None) -> Trajectories:
+        """The states of a Dataset with a time dimension.
+
+        Args:
+            ds: Dataset with dims time and perhaps experiment and member (each of which is a trajectory).
+            space: what a state is; default `Space.from_dataset(ds)`.
+            dt: time between states, in the units of the time axis (datetimes: seconds); default its median spacing.
+
+        Raises:
+            DataError: no time dimension, fewer than two times, times that do not increase, a value that is not finite
+                outside the no-data cells.
+        """
+        from dynamics.labels import leading_dims
+
+        space = space or Space.from_dataset(ds)
+        roles = leading_dims(ds, exclude=space.grid)
+        if "time" not in roles:
+            raise DataError(f"the training data have dims {tuple(map(str, ds.sizes))}; expected a time dimension")
+        times = ds[roles["time"]].values
+        if times.dtype.kind == "M":
+            times = (times - times[0]) / np.timedelta64(1, "s")
+        times = np.asarray(times, dtype=np.float64)
+        steps = np.diff(times)
+        if steps.size == 0 or not (steps > 0).all():
+            raise DataError("the training data's times must increase and be at least two; sort them, drop repetitions")
+        dt = float(np.median(steps)) if dt is None else dt
+        states = space.to_tensor(ds)
+        count = len(space.event_shape)
+        states = states.reshape(-1, *states.shape[states.ndim - count - 1 :])
+        joined = torch.from_numpy(np.abs(steps - dt) <= 1e-3 * dt)
+        source = str(ds.attrs.get("dynamics") or ds.attrs.get("title") or ds.encoding.get("source") or "Dataset")
+        return cls(states, space, dt, None if bool(joined.all()) else joined, source)
+
+    @classmethod
+    def simulated(
+        cls, dynamics: Dynamics, *, trajectories: int, states: int, spinup: int, seed: int, every: int = 1
+    ) -> Trajectories:
+        """States of a simulator, after a spin-up from its prior.
+
+        Args:
+            dynamics: the simulator.
+            trajectories: number of trajectories.
+            states: states kept of each.
+            spinup: steps dropped beforehand.
+            seed: seed of their streams.
+            every: keep one state in `every`.
+        """
+        ds = simulate(
+            dynamics, steps=(states - 1) * every, trajectories=trajectories, seed=seed, every=every, spinup=spinup
+        )
+        return replace(cls.from_dataset(ds, dynamics.space, dt=dynamics.dt * every), source=repr(dynamics))
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Which cells hold data, `(*event)`; None = all."""
+        return None if self.space.mask is None else torch.from_numpy(~self.space.mask)
+
+    def split(self, held_out: float) -> tuple[Trajectories, Trajectories]:
+        """Training and held-out part.
+
+        Args:
+            held_out: share that is held out: the last trajectories if this is at least one, else the last times.
+
+        Raises:
+            DataError: one part would be without data.
+        """
+        count, times = self.states.shape[:2]
+        kept = count - round(held_out * count)
+        if 0 < kept < count:
+            return replace(self, states=self.states[:kept]), replace(self, states=self.states[kept:])
+        kept = times - round(held_out * times)
+        if not 1 < kept < times - 1:
+            raise DataError(f"{count} trajectories of {times} states cannot be split with {held_out} of them held out")
+        first, second = (None, None) if self.joined is None else (self.joined[: kept - 1], self.joined[kept:])
+        return (
+            replace(self, states=self.states[:, :kept], joined=first),
+            replace(self, states=self.states[:, kept:], joined=second),
+        )
+
+    def starts(self, length: int) -> Tensor:
+        """Times at which a window of `length` consecutive states can begin.
+
+        Raises:
+            DataError: there is no such window.
+        """
+        count = self.states.shape[1] - length + 1
+        good = torch.ones(max(count, 0), dtype=torch.bool)
+        if self.joined is not None:
+            for k in range(length - 1):
+                good &= self.joined[k : k + len(good)]
+        if not bool(good.any()):
+            raise DataError(f"the training data have no {length} consecutive states {self.dt:g} apart in time")
+        return good.nonzero().squeeze(1)
+
+    def windows(
+        self, count: int, length: int, rng: torch.Generator, *, patch: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Random windows and the weights of their values.
+
+        Args:
+            count: number of windows.
+            length: states in each.
+            rng: random numbers.
+            patch: size of a random patch of the grid; None = the whole grid.
+
+        Returns:
+            `(count, length, *event)` and, where there are no-data cells, `(count, *event)` with 0 there, else None.
+        """
+        starts = self.starts(length)
+        trajectory = torch.randint(len(self.states), (count,), generator=rng)
+        start = starts[torch.randint(len(starts), (count,), generator=rng)]
+        times = start[:, None] + torch.arange(length)
+        found = self.states[trajectory[:, None], times]
+        weight = None if self.valid is None else self.valid.to(found.dtype).expand(count, *self.valid.shape)
+        if patch is None or tuple(patch) == self.space.grid_shape:
+            return found, weight
+        return _crop(found, weight, patch, self.space.grid_shape, rng)
+
+    def standardisation(self) -> Standardisation:
+        """Mean and standard deviation of each channel over the cells with data."""
+        return _moments(self.states, self.valid, len(self.space.grid_shape))
+
+    def increments(self) -> Standardisation:
+        """Mean and standard deviation of each channel's increments over one `dt`."""
+        difference = self.states[:, 1:] - self.states[:, :-1]
+        if self.joined is not None:
+            difference = difference[:, self.joined]
+        return _moments(difference, self.valid, len(self.space.grid_shape))
+
+
+def _crop(
+    found: Tensor, weight: Tensor | None, patch: tuple[int, ...], grid: tuple[int, ...], rng: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """A random patch of each window."""
+    if len(patch) != len(grid) or any(size > full for size, full in zip(patch, grid, strict=True)):
+        raise DataError(f"a patch of {tuple(patch)} cells does not fit into the grid {grid}")
+    corners = [torch.randint(full - size + 1, (len(found),), generator=rng) for size, full in zip(patch, grid, strict=True)]
+    parts, weights = [], []
+    for n in range(len(found)):
+        box = tuple(slice(int(c[n]), int(c[n]) + size) for c, size in zip(corners, patch, strict=True))
+        parts.append(found[(n, ..., *box)])
+        if weight is not None:
+            weights.append(weight[(n, ..., *box)])
+    return torch.stack(parts), torch.stack(weights) if weights else None
+
+
+def _moments(values: Tensor, valid: Tensor | None, grid_dims: int) -> Standardisation:
+    axes = (0, 1, *range(3, 3 + grid_dims))
+    weight = torch.ones((), dtype=torch.float64) if valid is None else valid.double()
+    weight = weight.expand(values.shape[2:])
+    total = weight.sum(tuple(range(1, 1 + grid_dims))) * math.prod(values.shape[:2])
+    doubled = values.double()
+    mean = (weight * doubled).sum(axes) / total
+    centred = doubled - mean.reshape(-1, *(1,) * grid_dims)
+    std = torch.sqrt((weight * centred.square()).sum(axes) / total)
+    return Standardisation(tuple(mean.tolist()), tuple(std.clamp_min(1e-12).tolist()), grid_dims)

@@ -1,0 +1,309 @@
+r"""A trained predictor and a sampler as a `Dynamics`: the learned transition p(x_k | x_{k-1}).
+
+    base  = f(x_{k-1})                    a forecast: the regressed mean of the next state
+    x_k   = base + s r                    r: the residual in units of its standard deviation s, one number a channel
+    path  = Interpolant(scale=s)          from base to x_k
+    m     = base + s D(r + rho z, rho, x_{k-1})       D: an EDM denoiser of unit data, rho = noise / (beta s)
+
+States, bases and clean means are in Space units, so likelihoods and guidance need no change of units; the networks
+see standardised states and unit residuals. A transition that is Gaussian with the forecast's mean and spread s needs
+nothing from D; what D learns is the rest: skewness, two modes, a spread that depends on the state.
+
+Shapes: states `(*b, *event)`, event `(channel, *grid)`.
+
+References:
+    Chen, Goldstein, Hua, Albergo, Boffi, Vanden-Eijnden (2024), Probabilistic forecasting with stochastic interpolants
+    and Foellmer processes, https://arxiv.org/abs/2403.13724
+    Chen et al. (2024), FlowDAS: a stochastic interpolant-based framework for data assimilation,
+    https://arxiv.org/abs/2501.16642
+
+Differs from the papers: the interpolant starts from a forecast, not from the previous state, and its noise has the
+scale of the residual, not 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assimilate.learning.checkpoint import Checkpoint
+from assimilate.learning.denoiser import EDMDenoiser
+from assimilate.learning.sampling import AnalyticAncestral
+from assimilate.learning.samples import Standardisation
+from assimilate.posterior.covariance import Isotropic
+from assimilate.posterior.paths import Interpolant
+from assimilate.posterior.predictors import Clean, Context
+from assimilate.posterior.samplers import Sampler, uniform_times
+from assimilate.posterior.transition import draw
+from dynamics import Rng, Space, normal, uniform
+
+_LARGEST_RATIO = 80.0
+
+
+class Forecast(nn.Module):
+    """The regressed mean of the next state, `x + mean + std * network((x - m) / s)`.
+
+    Args:
+        network: `(B, channel, *grid) -> (B, channel, *grid)`, called as `network(x, None, None)`.
+        standardisation: of the states.
+        increments: of the difference of consecutive states; the network's outputs are of order one.
+        event_dims: dims of one event.
+    """
+
+    def __init__(
+        self, network: nn.Module, standardisation: Standardisation, increments: Standardisation, event_dims: int
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.standardisation = standardisation
+        self.increments = increments
+        self.event_dims = event_dims
+
+    def unit_increment(self, x: Tensor) -> Tensor:
+        """The increment in units of its standard deviation; what training regresses."""
+        event = x.shape[x.ndim - self.event_dims :]
+        encoded = self.standardisation.encode(x).reshape(-1, *event)
+        # A U-Net always takes a noise level; a forecast has none to give.
+        level = encoded.new_zeros(len(encoded)) if self.network.settings.noise_features else None
+        return self.network(encoded, level, None).reshape(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean of the next state, Space units."""
+        return x + self.increments.decode(self.unit_increment(x))
+
+
+@dataclass(frozen=True)
+class ResidualPredictor:
+    """A denoiser of unit residuals as the predictor of the next state along an interpolant.
+
+    Args:
+        denoiser: EDM denoiser of `(x_1 - base) / scale`.
+        path: the interpolant; its scale is the residual's.
+    """
+
+    denoiser: EDMDenoiser
+    path: Interpolant
+
+    def __call__(self, x: Tensor, t: Tensor, context: Context) -> Clean:
+        """See `Predictor`; the context holds the forecast and the standardised previous state."""
+        if context.base is None:
+            raise ValueError("a learned transition starts from a forecast; pass context=transition.context(x, time)")
+        scale = self.path.spread(x)
+        c = self.path.coefficients(t, x)
+        # At the start nothing is known and both vanish; the largest ratio says so.
+        signal = torch.maximum(c.beta, c.noise / scale / _LARGEST_RATIO)
+        at_start = signal <= 0
+        safe = torch.where(at_start, 1.0, signal)
+        noisy = (x - (c.alpha + c.beta) * context.base) / (scale * safe)
+        ratio = torch.where(at_start, _LARGEST_RATIO, c.noise / scale / safe)
+        # The ratio is the same in every channel once the scale is divided out.
+        level = ratio.flatten(t.ndim)[..., 0] if ratio.ndim > t.ndim else ratio
+        clean = self.denoiser(noisy, level, context.condition)
+        covariance = None
+        if isinstance(clean.covariance, Isotropic):
+            covariance = Isotropic(scale**2 * clean.covariance.variance)
+        return Clean(context.base + scale * clean.mean, covariance=covariance)
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedTransition:
+    """A learned transition as a `Dynamics`; see the module docstring.
+
+    Args:
+        space: what a state is.
+        dt: time between states, in the units of the time axis.
+        forecast: the regressed mean.
+        denoiser: of the unit residual, conditioned on the standardised previous state.
+        path: the interpolant from the forecast to the next state, in Space units.
+        states: stored states `(n, *event)` from which `prior` draws.
+        sampler: how `step` samples.
+        steps: predictor calls of one `step`.
+        data: what it was trained on.
+        record: how it was trained and what was measured.
+    """
+
+    space: Space
+    dt: float
+    forecast: Forecast
+    denoiser: EDMDenoiser
+    path: Interpolant
+    states: Tensor
+    sampler: Sampler = AnalyticAncestral()  # noqa: RUF009  (frozen settings are values)
+    steps: int = 12
+    data: dict[str, Any] = field(default_factory=dict, repr=False)
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def event_dims(self) -> int:
+        """Dims of one event."""
+        return len(self.space.event_shape)
+
+    @property
+    def predictor(self) -> ResidualPredictor:
+        """`(x_t, t, context) -> Clean`: the belief about the next state, Space units."""
+        return ResidualPredictor(self.denoiser, self.path)
+
+    @property
+    def times(self) -> Tensor:
+        """The time grid of `step`, `(steps + 1,)`, equally spaced."""
+        return uniform_times(self.steps, dtype=torch.float64)
+
+    def context(self, x: Tensor, time: float = 0.0) -> Context:
+        """What the predictor needs of the previous state `x`: the forecast and the standardised state.
+
+        Args:
+            x: previous state `(*b, *event)`, Space units.
+            time: its time; a learned transition does not depend on it.
+        """
+        with torch.no_grad():
+            return Context(self.mask(self.forecast(x)), self.to_model(x))
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Space units -> the standardised coordinates that the networks see; affine, one pair of numbers a channel."""
+        return self.forecast.standardisation.encode(x)
+
+    def from_model(self, u: Tensor) -> Tensor:
+        """The inverse of `to_model`."""
+        return self.forecast.standardisation.decode(u)
+
+    def prior(
+        self, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Stored states drawn with replacement, `(*shape, *event)`."""
+        # One draw a row whatever the row's shape, as counter-based streams want it.
+        pick = uniform(rng, tuple(shape), dtype=torch.float64, device=device)
+        index = (pick * len(self.states)).long().clamp_max(len(self.states) - 1)
+        return self.states.to(dtype=dtype, device=device)[index]
+
+    def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
+        """A draw of the next state; with `rng=None` the forecast."""
+        if rng is None:
+            with torch.no_grad():
+                return self.mask(self.forecast(x))
+        return self.mask(draw(self, x, time, event_dims=self.event_dims, rng=rng).x)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """`x` with 0 at the no-data cells."""
+        if self.space.mask is None:
+            return x
+        return x.masked_fill(torch.from_numpy(self.space.mask.copy()).to(x.device), 0.0)
+
+    def gaussian(self) -> GaussianForecast:
+        """The same forecast with a Gaussian residual of the same spread: what most learned models would do."""
+        scale = self.path.scale if isinstance(self.path.scale, tuple) else (self.path.scale,) * len(self.space.channels)
+        return GaussianForecast(self, tuple(scale))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LearnedTransition:
+        """A copy on another device or in another precision; states given to it must match."""
+        return replace(
+            self,
+            forecast=copy.deepcopy(self.forecast).to(device=device, dtype=dtype),
+            denoiser=copy.deepcopy(self.denoiser).to(device=device, dtype=dtype),
+            states=self.states.to(device=device, dtype=dtype),
+        )
+
+    def to_checkpoint(self) -> Checkpoint:
+        """What a file holds of it; the sampler is written by its number of steps."""
+        constants = {
+            "dt": self.dt,
+            "steps": self.steps,
+            "state": _affine(self.forecast.standardisation),
+            "increment": _affine(self.forecast.increments),
+            "sigma_data": self.denoiser.sigma_data,
+            "variance": self.denoiser.variance,
+        }
+        return Checkpoint(
+            kind="transition",
+            networks={"forecast": self.forecast.network, "denoiser": self.denoiser.network},
+            tensors={"states": self.states},
+            space=self.space,
+            path=self.path,
+            constants=constants,
+            data=self.data,
+            record=self.record,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> LearnedTransition:
+        """The transition that a file holds."""
+        c, space = checkpoint.constants, checkpoint.space
+        assert space is not None and isinstance(checkpoint.path, Interpolant)
+        dims = len(space.event_shape)
+        grid_dims = dims - 1
+        forecast = Forecast(
+            checkpoint.networks["forecast"],
+            Standardisation(**c["state"], grid_dims=grid_dims),
+            Standardisation(**c["increment"], grid_dims=grid_dims),
+            dims,
+        )
+        denoiser = EDMDenoiser(
+            checkpoint.networks["denoiser"], event_dims=dims, sigma_data=c["sigma_data"], variance=c["variance"]
+        )
+        return cls(
+            space=space,
+            dt=c["dt"],
+            forecast=forecast.eval(),
+            denoiser=denoiser.eval(),
+            path=checkpoint.path,
+            states=checkpoint.tensors["states"],
+            steps=c["steps"],
+            data=checkpoint.data,
+            record=checkpoint.record,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianForecast:
+    """A learned forecast with Gaussian noise added, `x_k = f(x_{k-1}) + s z`; a `Dynamics` with known density.
+
+    Args:
+        transition: gives the forecast, the Space and the prior.
+        std: s, one number a channel, Space units.
+    """
+
+    transition: LearnedTransition
+    std: tuple[float, ...]
+
+    @property
+    def space(self) -> Space:
+        """What a state is."""
+        return self.transition.space
+
+    @property
+    def dt(self) -> float:
+        """Time between states."""
+        return self.transition.dt
+
+    def prior(
+        self, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """See `LearnedTransition.prior`."""
+        return self.transition.prior(shape, rng=rng, dtype=dtype, device=device)
+
+    def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
+        """A draw of the next state; with `rng=None` the forecast."""
+        mean = self.transition.step(x, time, rng=None)
+        if rng is None:
+            return mean
+        noise = normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
+        return self.transition.mask(mean + self._column(x) * noise)
+
+    def log_prob(self, x_next: Tensor, x: Tensor, time: float) -> Tensor:
+        """Log density of `x_next` given `x`, `(*b,)`."""
+        z = (x_next - self.transition.step(x, time, rng=None)) / self._column(x)
+        events = tuple(range(-len(self.space.event_shape), 0))
+        scale = torch.log(self._column(x)).expand(z.shape[-len(events) :]).sum()
+        return -0.5 * z.square().sum(events) - scale - 0.5 * math.log(2 * math.pi) * math.prod(self.space.event_shape)
+
+    def _column(self, like: Tensor) -> Tensor:
+        grid_dims = len(self.space.grid_shape)
+        return torch.tensor(self.std, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * grid_dims)
+
+
+def _affine(standardisation: Standardisation) -> dict[str, Any]:
+    return {"mean": list(standardisation.mean), "std": list(standardisation.std)}

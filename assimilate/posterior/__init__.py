@@ -1,0 +1,1 @@
+"""The shared core: Gaussian paths, predictors, guidance, samplers and weights, for filters, smoothers and images."""

@@ -1,0 +1,165 @@
+"""Names for classes: what a card or the command line says, and the class that it means.
+
+Plain dicts `name -> "module:Class"`; nothing is imported before it is asked for. A class that is not listed is named
+`module:Class` (a module that Python can import, or a file of the current directory), so nothing needs registering.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from assimilate.errors import UnknownName, UserError, suggestion
+
+DYNAMICS: dict[str, str] = {
+    "LinearGaussian": "dynamics.linear:LinearGaussian",
+    "Lorenz63": "dynamics.lorenz:Lorenz63",
+    "Lorenz96": "dynamics.lorenz:Lorenz96",
+    "DoubleWell": "dynamics.double_well:DoubleWell",
+    "RainSimulator": "dynamics.radar:RainSimulator",
+}
+OPERATORS: dict[str, str] = {}
+NOISES: dict[str, str] = {"GaussianNoise": "observations.noise:GaussianNoise"}
+METHODS: dict[str, str] = {}
+GUIDANCE: dict[str, str] = {}
+KINDS: dict[str, dict[str, str]] = {
+    "dynamics": DYNAMICS,
+    "operator": OPERATORS,
+    "noise": NOISES,
+    "method": METHODS,
+    "guidance": GUIDANCE,
+}
+
+
+def resolve(kind: str, name: str) -> type:
+    """The class behind a name.
+
+    Args:
+        kind: "dynamics", "operator", "noise", "method" or "guidance".
+        name: a key of that registry, or `module:Class`.
+
+    Raises:
+        UnknownName: the name is not listed; the message holds the nearest one.
+        UserError: `module:Class` cannot be imported.
+    """
+    table = KINDS[kind]
+    target = table.get(name, name)
+    if ":" not in target:
+        raise UnknownName(kind, name, table, "; a class of your own is named module:Class")
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{kind} '{name}': there is no module '{error.name}'") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{kind} '{name}': module '{module_name}' has no '{attribute}'{suggestion(attribute, dir(module))}")
+    return getattr(module, attribute)
+
+
+def settings_of(factory: Any) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a class (or a class method used as a preset) accepts."""
+    parameters = inspect.signature(factory).parameters
+    return {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def build(kind: str, spec: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Make an object from `{type = "Name", setting = value, ...}`.
+
+    Args:
+        kind: registry of `type`.
+        spec: the class's name under `type`, an optional class method under `preset`, and settings. A table among the
+            settings that has a `type` is made first, from whichever registry knows it.
+        where: key path for messages, such as "observations.operator".
+        given: arguments that the program knows (the dynamics of a filter...); used where the class accepts them and
+            the card does not set them.
+
+    Raises:
+        UserError: an unknown setting (with the nearest valid one), a missing one, or one that the class refuses.
+    """
+    factory, settings = check(kind, spec, where, given=given)
+    accepted = settings_of(factory)
+    arguments = {k: v for k, v in given.items() if k in accepted and k not in settings}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and "type" in value
+        arguments[key] = build(_kind_of(value["type"], where), value, f"{where}.{key}") if nested else _frozen(value)
+    try:
+        return factory(**arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{where}: {spec['type']} refuses its settings: {error}") from error
+
+
+def check(kind: str, spec: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+    """Find the factory of a spec and check the names of its settings, without making anything.
+
+    Returns:
+        The class or preset, and the settings without `type` and `preset`.
+    """
+    factory: Any = resolve(kind, str(spec["type"]))
+    settings = {k: v for k, v in spec.items() if k not in ("type", "preset")}
+    if "preset" in spec:
+        preset = str(spec["preset"])
+        presets = [n for n, m in inspect.getmembers(factory, inspect.ismethod) if not n.startswith("_")]
+        if preset not in presets:
+            raise UserError(f"{where}.preset: {spec['type']} has no preset '{preset}'{suggestion(preset, presets)}")
+        factory = getattr(factory, preset)
+    accepted = settings_of(factory)
+    for key, value in settings.items():
+        if key not in accepted:
+            raise UserError(f"{where}.{key}: {spec['type']} has no such setting{suggestion(key, accepted)}")
+        if isinstance(value, Mapping) and "type" in value:
+            check(_kind_of(value["type"], where), value, f"{where}.{key}")
+        else:
+            _check_type(accepted[key], value, f"{where}.{key}")
+    missing = [
+        n for n, p in accepted.items() if p.default is p.empty and n not in settings and n not in (given or {})
+    ]
+    if missing and given is not None:
+        raise UserError(f"{where}: {spec['type']} needs '{missing[0]}'")
+    return factory, settings
+
+
+def _kind_of(name: str, where: str) -> str:
+    for kind, table in KINDS.items():
+        if name in table:
+            return kind
+    if ":" in name:
+        return "guidance"
+    raise UserError(f"{where}: unknown type '{name}'{suggestion(name, [n for t in KINDS.values() for n in t])}")
+
+
+def _check_type(parameter: inspect.Parameter, value: Any, where: str) -> None:
+    """Compare a plain value with a plain annotation; anything richer is left to the class."""
+    plain = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    text = parameter.annotation if isinstance(parameter.annotation, str) else getattr(parameter.annotation, "__name__", "")
+    words = [w.strip() for w in text.split("|")]
+    known = [w for w in words if w in plain]
+    if not known or any(w not in plain and w != "None" for w in words):
+        return
+    accepted = tuple(t for w in known for t in plain[w])
+    wrong_bool = isinstance(value, bool) and "bool" not in known
+    if wrong_bool or not isinstance(value, accepted):
+        raise UserError(f"{where}: got {value!r}, expected {' or '.join(known)}")
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of a TOML file as tuples, since settings are frozen dataclasses."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def describe(kind: str) -> list[dict[str, str]]:
+    """Name, one line and class of everything in a registry (the first line of each docstring)."""
+    rows = []
+    for name, target in KINDS[kind].items():
+        cls = resolve(kind, name)
+        summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+        defaults = ""
+        if dataclasses.is_dataclass(cls):
+            fields = [f for f in dataclasses.fields(cls) if f.init and f.repr]
+            defaults = ", ".join(
+                f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}" for f in fields
+            )
+        rows.append({"name": name, "summary": summary, "settings": defaults, "class": target})
+    return rows

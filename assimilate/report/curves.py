@@ -1,0 +1,228 @@
+"""Line pictures: scores over time, ranks of the truth, effective sample sizes, trajectories. Drawn with matplotlib."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assimilate.report.colours import TRUTH_COLOUR, method_colour
+from assimilate.report.contents import Contents, first
+
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa4ae",
+    "axes.labelcolor": "#3c4854",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": "#16202a",
+    "axes.grid": True,
+    "grid.color": "#e8ecef",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#5b6773",
+    "ytick.color": "#5b6773",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "svg.hashsalt": "assimilate",
+}
+
+
+@contextmanager
+def figure(columns: int, rows: int = 1, *, width: float = 10.0, height: float = 3.0, **more: Any) -> Iterator[Any]:
+    """A figure and its axes in the style of the report, without touching the user's matplotlib settings."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        made = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(made)
+        yield made, made.subplots(rows, columns, squeeze=False, **more)
+
+
+def save(made: Any, path: Path) -> str:
+    """Save a figure as PNG and return it as a data URI (SVG, which stays sharp at any size)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=160)
+    buffer = io.BytesIO()
+    made.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def score_curves(contents: Contents, folder: Path) -> str | None:
+    """RMSE, CRPS and spread over time, one line per method."""
+    wanted = {"rmse": "RMSE of the mean", "crps": "CRPS", "spread": "spread (dashed: RMSE)"}
+    kept = {k: v for k, v in wanted.items() if any(f"score_{k}" in e.analysis for e in contents.entries)}
+    if not kept or len(contents.times) < 2:
+        return None
+    units = str(contents.attrs.get("units", ""))
+    with figure(len(kept), width=4.2 * len(kept), height=3.1) as (made, axes):
+        for axis, (key, title) in zip(axes[0], kept.items(), strict=True):
+            for k, entry in enumerate(contents.entries):
+                if f"score_{key}" not in entry.analysis:
+                    continue
+                x, y = _time_axis(entry.analysis["time"].values), entry.analysis[f"score_{key}"].values
+                axis.plot(x, y, color=method_colour(k), label=entry.label)
+                if key == "spread":
+                    axis.plot(x, entry.analysis["score_rmse"].values, color=method_colour(k), lw=1, ls=(0, (3, 2)))
+            axis.set_title(title)
+            axis.set_ylabel(units if key == "rmse" else "")
+            axis.set_ylim(bottom=0)
+            _time_ticks(axis, contents.times)
+        _legend(made, axes[0][0])
+        return save(made, folder / "scores.png")
+
+
+def rank_histograms(contents: Contents, folder: Path) -> str | None:
+    """Where the truth falls among the members, with the band in which a calibrated ensemble lies."""
+    ranked = [(k, e) for k, e in enumerate(contents.entries) if "rank_frequency" in e.analysis]
+    if not ranked:
+        return None
+    columns = min(4, len(ranked))
+    rows = -(-len(ranked) // columns)
+    with figure(columns, rows, width=3.1 * columns, height=2.5 * rows) as (made, axes):
+        for axis in axes.ravel()[len(ranked) :]:
+            axis.set_visible(False)
+        for axis, (k, entry) in zip(axes.ravel(), ranked, strict=False):
+            frequency = entry.analysis["rank_frequency"].values
+            count = frequency.size
+            axis.bar(np.arange(1, count + 1), frequency * count, width=0.9, color=method_colour(k), alpha=0.85)
+            axis.axhline(1.0, color="#16202a", lw=1)
+            margin = 2.0 * count * float(np.sqrt((entry.analysis["rank_error"] ** 2).mean()))
+            if np.isfinite(margin):
+                axis.axhspan(1 - margin, 1 + margin, color="#16202a", alpha=0.10, lw=0)
+            axis.set_title(entry.label)
+            axis.set_xlabel("rank of the truth")
+            axis.set_ylim(0, max(2.0, float(frequency.max() * count) * 1.05))
+            axis.grid(axis="x", visible=False)
+        axes[0][0].set_ylabel("frequency / uniform")
+        return save(made, folder / "ranks.png")
+
+
+def sample_sizes(contents: Contents, folder: Path) -> str | None:
+    """Effective sample size over time, as a share of the members, for methods with weights."""
+    curves = []
+    for k, entry in enumerate(contents.entries):
+        if "ess" not in entry.analysis:
+            continue
+        size = float(entry.analysis.attrs.get("members", 1))
+        share = entry.analysis["ess"] / size
+        share = share.mean("experiment") if "experiment" in share.dims else share
+        if size > 1 and float(share.min()) < 0.999:
+            curves.append((k, entry, share))
+    if not curves or len(contents.times) < 2:
+        return None
+    with figure(1, width=7.5, height=2.8) as (made, axes):
+        axis = axes[0][0]
+        for k, entry, share in curves:
+            axis.plot(_time_axis(share["time"].values), share.values, color=method_colour(k), label=entry.label)
+        axis.set_ylim(0, 1.02)
+        axis.set_ylabel("ESS / members")
+        axis.set_title("Effective sample size")
+        _time_ticks(axis, contents.times)
+        axis.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(1.0, 0.0))
+        return save(made, folder / "ess.png")
+
+
+def trajectories(contents: Contents, folder: Path) -> str | None:
+    """For states without a grid: truth, mean and 90 % band of each method over time, first experiment."""
+    names = contents.fields[:4]
+    entries = contents.entries[:8]
+    if not names or not entries or len(contents.times) < 2:
+        return None
+    with figure(len(entries), len(names), width=max(7.0, 3.4 * len(entries)), height=1.9 * len(names) + 0.5,
+                sharex=True, sharey="row") as (made, axes):  # fmt: skip
+        for row, name in enumerate(names):
+            for column, entry in enumerate(entries):
+                axis = axes[row][column]
+                _one_trajectory(axis, contents, name, column)
+                if row == 0:
+                    axis.set_title(entry.label)
+                if column == 0:
+                    axis.set_ylabel(_axis_label(contents, name))
+        for axis in axes[-1]:
+            _time_ticks(axis, contents.times)
+        return save(made, folder / "trajectories.png")
+
+
+def _one_trajectory(axis: Any, contents: Contents, name: str, index: int) -> None:
+    entry = contents.entries[index]
+    x = _time_axis(entry.analysis["time"].values)
+    colour = method_colour(index)
+    mean, std = entry.field(name, "mean"), entry.field(name, "std")
+    if name in entry.analysis and "member" in entry.analysis[name].dims:
+        members = first(entry.analysis[name])
+        low, high = members.quantile([0.05, 0.95], "member").values
+        axis.fill_between(x, low, high, color=colour, alpha=0.22, lw=0)
+    elif std is not None and mean is not None:
+        centre, half = first(mean).values, 1.645 * first(std).values
+        axis.fill_between(x, centre - half, centre + half, color=colour, alpha=0.22, lw=0)
+    if contents.truth is not None:
+        truth = first(contents.truth[name])
+        axis.plot(_time_axis(truth["time"].values), truth.values, color=TRUTH_COLOUR, lw=1.1)
+    if mean is not None:
+        axis.plot(x, first(mean).values, color=colour, lw=1.6)
+
+
+def _axis_label(contents: Contents, name: str) -> str:
+    units = contents.truth[name].attrs.get("units", "") if contents.truth is not None else ""
+    return f"{name} [{units}]" if units not in ("", "1") else name
+
+
+def _time_axis(times: np.ndarray) -> np.ndarray:
+    return times
+
+
+def _time_ticks(axis: Any, times: np.ndarray) -> None:
+    if np.issubdtype(times.dtype, np.datetime64):
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(maxticks=6)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    else:
+        axis.set_xlabel("time")
+
+
+def _legend(made: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=9)
+
+
+def overview(contents: Contents, panels: list[tuple[str, list[np.ndarray]]], times: list[str], scale: Any, folder: Path,
+             cells: tuple[int, int]) -> None:  # fmt: skip
+    """A still picture for a README: rows are times, columns truth, observations and means."""
+    rows, columns = len(times), len(panels)
+    height = 1.9 * rows * cells[0] / cells[1] + 0.7
+    with figure(columns, rows, width=1.9 * columns + 0.9, height=height) as (made, axes):
+        cmap, norm = scale.matplotlib()
+        for column, (title, frames) in enumerate(panels):
+            for row, frame in enumerate(frames):
+                axis = axes[row][column]
+                shown = axis.imshow(frame, cmap=cmap, norm=norm, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.set_facecolor("#e2e5e8")
+                axis.grid(visible=False)
+                if row == 0:
+                    axis.set_title(title, fontsize=9)
+                if column == 0:
+                    axis.set_ylabel(times[row], fontsize=8.5)
+        bar = made.colorbar(shown, ax=axes, shrink=0.7, extend="both" if scale.kind == "rain" else "neither", pad=0.01)
+        bar.set_label(scale.units)
+        bar.outline.set_visible(False)
+        folder.mkdir(parents=True, exist_ok=True)
+        made.savefig(folder / "overview.png", dpi=160)
+
+
+__all__ = ["figure", "overview", "rank_histograms", "sample_sizes", "save", "score_curves", "trajectories"]

@@ -1,0 +1,1 @@
+"""Smoothers: whole windows of observations to trajectories."""

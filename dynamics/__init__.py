@@ -1,0 +1,49 @@
+"""Dynamical systems and their states; knows nothing of observations."""
+
+from dynamics.base import Dynamics, TransitionDensity, advance, simulate, steps_between
+from dynamics.check import check_dynamics
+from dynamics.covariance import Covariance, FullCovariance, ScaledIdentity
+from dynamics.datasets import florence, florence_space, open_dataset
+from dynamics.double_well import DoubleWell
+from dynamics.errors import CapabilityError, ContractError, DataError, SpaceMismatch
+from dynamics.linear import LinearGaussian
+from dynamics.lorenz import FLOWDAS_CENTER, FLOWDAS_SCALE, Lorenz63, Lorenz96
+from dynamics.random import Rng, Streams, normal, uniform
+from dynamics.space import Coordinate, Field, Identity, LogOnePlus, Space
+
+DISTRIBUTION = "assimilate-da"
+
+__all__ = [
+    "DISTRIBUTION",
+    "FLOWDAS_CENTER",
+    "FLOWDAS_SCALE",
+    "CapabilityError",
+    "ContractError",
+    "Coordinate",
+    "Covariance",
+    "DataError",
+    "DoubleWell",
+    "Dynamics",
+    "Field",
+    "FullCovariance",
+    "Identity",
+    "LinearGaussian",
+    "LogOnePlus",
+    "Lorenz63",
+    "Lorenz96",
+    "Rng",
+    "ScaledIdentity",
+    "Space",
+    "SpaceMismatch",
+    "Streams",
+    "TransitionDensity",
+    "advance",
+    "check_dynamics",
+    "florence",
+    "florence_space",
+    "normal",
+    "open_dataset",
+    "simulate",
+    "steps_between",
+    "uniform",
+]

@@ -1,0 +1,83 @@
+"""Counter-based random numbers: published answers, independence of rows, moments."""
+
+import math
+
+import pytest
+import torch
+
+from dynamics.random import Streams, _philox, normal, uniform
+
+
+def philox(counter, key):
+    words = _philox(tuple(torch.tensor([word]) for word in counter), key)
+    return [int(word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ((0,) * 4, (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, answer):
+    # kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 10 rounds.
+    assert philox(counter, key) == list(answer)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_rows_do_not_depend_on_other_rows(draw):
+    few = draw(Streams(7, 2, 3, step=4), (2, 3, 5))
+    many = draw(Streams(7, 6, 9, step=4), (6, 9, 5))
+    assert torch.equal(many[:2, :3], few)
+    part = draw(Streams(7, (1, 4), (2, 0), step=4), (2, 2, 5))
+    assert torch.equal(part, many[[1, 4]][:, [2, 0]])
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_values_do_not_depend_on_how_many_are_drawn(draw):
+    assert torch.equal(draw(Streams(1, 2, 2), (2, 2, 9))[..., :4], draw(Streams(1, 2, 2), (2, 2, 4)))
+
+
+def test_steps_draws_and_seeds_differ():
+    base = Streams(3, 1, 4)
+    first, second = normal(base, (1, 4, 6)), normal(base, (1, 4, 6))
+    later, other = normal(base.at(1), (1, 4, 6)), normal(Streams(4, 1, 4), (1, 4, 6))
+    for a, b in [(first, second), (first, later), (first, other), (second, later)]:
+        assert not torch.equal(a, b)
+    assert torch.equal(normal(base.at(0), (1, 4, 6)), first)
+
+
+def test_moments_and_correlations():
+    rows, count = 400, 250
+    z = normal(Streams(11, 1, rows), (1, rows, count), dtype=torch.float64)[0]
+    n = z.numel()
+    # Five standard errors each: a wrong variance, a shift or a skew fails.
+    assert abs(float(z.mean())) < 5 / math.sqrt(n)
+    assert abs(float(z.var()) - 1) < 5 * math.sqrt(2 / n)
+    assert abs(float((z**3).mean())) < 5 * math.sqrt(15 / n)
+    assert abs(float((z**4).mean()) - 3) < 5 * math.sqrt(96 / n)
+    # Neighbouring rows and neighbouring values (the two of one Box-Muller pair among them) are uncorrelated.
+    assert abs(float((z[1:] * z[:-1]).mean())) < 5 / math.sqrt(n)
+    assert abs(float((z[:, 1:] * z[:, :-1]).mean())) < 5 / math.sqrt(n)
+    u = uniform(Streams(11, 1, rows), (1, rows, count), dtype=torch.float64)[0]
+    assert abs(float(u.mean()) - 0.5) < 5 / math.sqrt(12 * n)
+    assert float(u.min()) > 0 and float(u.max()) < 1
+
+
+def test_one_number_per_experiment():
+    one = uniform(Streams(5, 3, 8), (3,))
+    assert one.shape == (3,) and one.unique().numel() == 3
+    assert torch.equal(uniform(Streams(5, 3, 2), (3,)), one)
+
+
+def test_wrong_rows_and_seed_are_refused():
+    with pytest.raises(ValueError, match=r"rows \(experiment, member\) = \(2, 3\)"):
+        normal(Streams(0, 2, 3), (3, 2, 1))
+    with pytest.raises(ValueError, match="seed is -1"):
+        Streams(-1)
