@@ -1,2 +1,104 @@
-"""Data assimilation."""
+"""Assimilate: the state of a system from a model and sparse, noisy observations.
+
+Classical and generative filters on one posterior core: PyTorch tensors inside, xarray Datasets outside. The names
+below are imported when they are first used, so that `import assimilate` is quick and silent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+DISTRIBUTION = "assimilate-da"
+"""The distribution that all of these packages belong to; each of them carries this line."""
+
+_PUBLIC = {
+    "Experiment": "assimilate.experiment",
+    "run": "assimilate.runner",
+    "stream": "assimilate.runner",
+    "evaluate": "assimilate.verification",
+    "Scoring": "assimilate.verification",
+    "EnKF": "assimilate.filters.ensemble",
+    "ETKF": "assimilate.filters.ensemble",
+    "LETKF": "assimilate.filters.local",
+    "KalmanFilter": "assimilate.filters.kalman",
+    "BootstrapFilter": "assimilate.filters.particle",
+    "GuidedParticleFilter": "assimilate.filters.particle",
+    "FlowDAS": "assimilate.filters.flowdas",
+    "SDA": "assimilate.smoothers.sda",
+    "RTS": "assimilate.smoothers.rts",
+    "LinearInterpolation": "assimilate.baselines.interpolation",
+    "NearestInterpolation": "assimilate.baselines.interpolation",
+    "OptimalInterpolation": "assimilate.baselines.optimal_interpolation",
+    "condition": "assimilate.posterior.condition",
+    "load_pretrained": "assimilate.learning.pretrained",
+    "list_pretrained": "assimilate.learning.pretrained",
+    "fit_transition": "assimilate.learning.recipes",
+    "render": "assimilate.report",
+    "UserError": "assimilate.errors",
+}
+"""Public names and the modules that define them."""
+
+__all__ = [*_PUBLIC, "DISTRIBUTION", "__version__"]  # noqa: PLE0604
+
+
+def _check_neighbours() -> None:
+    """Refuse to work with packages of other distributions that bear the names of ours.
+
+    `dynamics` and `observations` are taken names on the package index. Their source is looked at, not imported.
+    """
+    for name in ("dynamics", "observations"):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise ImportError(f"the package '{name}' of {DISTRIBUTION} is missing; install {DISTRIBUTION} again")
+        get_source = getattr(spec.loader, "get_source", None)
+        source = get_source(name) if get_source is not None else None
+        if source is not None and f'DISTRIBUTION = "{DISTRIBUTION}"' not in source:
+            raise ImportError(
+                f"another package named '{name}' shadows the one of {DISTRIBUTION} at {spec.origin}; "
+                f"install {DISTRIBUTION} in a fresh environment of its own"
+            )
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'assimilate' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+_check_neighbours()
+
+if TYPE_CHECKING:
+    from assimilate.baselines.interpolation import LinearInterpolation as LinearInterpolation
+    from assimilate.baselines.interpolation import NearestInterpolation as NearestInterpolation
+    from assimilate.baselines.optimal_interpolation import OptimalInterpolation as OptimalInterpolation
+    from assimilate.errors import UserError as UserError
+    from assimilate.experiment import Experiment as Experiment
+    from assimilate.filters.ensemble import ETKF as ETKF
+    from assimilate.filters.ensemble import EnKF as EnKF
+    from assimilate.filters.flowdas import FlowDAS as FlowDAS
+    from assimilate.filters.kalman import KalmanFilter as KalmanFilter
+    from assimilate.filters.local import LETKF as LETKF
+    from assimilate.filters.particle import BootstrapFilter as BootstrapFilter
+    from assimilate.filters.particle import GuidedParticleFilter as GuidedParticleFilter
+    from assimilate.learning.pretrained import list_pretrained as list_pretrained
+    from assimilate.learning.pretrained import load_pretrained as load_pretrained
+    from assimilate.learning.recipes import fit_transition as fit_transition
+    from assimilate.posterior.condition import condition as condition
+    from assimilate.report import render as render
+    from assimilate.runner import run as run
+    from assimilate.runner import stream as stream
+    from assimilate.smoothers.rts import RTS as RTS
+    from assimilate.smoothers.sda import SDA as SDA
+    from assimilate.verification import Scoring as Scoring
+    from assimilate.verification import evaluate as evaluate

@@ -11,21 +11,14 @@
     [fit]             how to train the transition that the card uses
 
 Every key is a field below; its docstring says what it means. An unknown key is an error that names the file, the key
-path and the nearest valid key. `set_value` changes one value by its dotted path, with the type of the schema.
+path and the nearest valid key (`assimilate.card_files`).
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from assimilate.errors import CardError, UnknownName, UserError, suggestion
-
-CARDS_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "cards"
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Table(BaseModel):
@@ -61,6 +54,8 @@ class Truth(Table):
     """Independent truths, assimilated as one batch."""
     spinup: int = Field(0, ge=0)
     """Model steps before the first state."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the simulation; default: the card's."""
     data: str | None = None
     """The name of a data set that ships with the package ("florence"), or a netCDF or Zarr path."""
     variables: list[str] | None = None
@@ -107,7 +102,9 @@ class Observations(Table):
     variable: str | None = None
     """Which variable of that file; default: its only one."""
     layout: Literal["grid", "stations"] = "grid"
-    """What `data` holds: values on the grid of the state, or on (time, location)."""
+    """What `data` holds: values on the grid of the state, or on (time, station)."""
+    interpolation: Literal["nearest", "bilinear"] = "bilinear"
+    """How the state is read at stations."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Observations:
@@ -134,11 +131,17 @@ class Initial(Table):
     """"prior": drawn from the dynamics' prior; "known": the true first state; "perturbed": the truth plus noise."""
     std: float | list[float] | None = None
     """"perturbed": standard deviation in Space units, one number or one per channel."""
+    dynamics: Component | None = None
+    """"prior": the system whose prior it is; default: that of each method."""
+    before: float = Field(0.0, ge=0)
+    """"prior" of a file: how long before the first observation the ensemble is drawn, in `truth.time_unit`."""
 
     @model_validator(mode="after")
     def _std_where_needed(self) -> Initial:
         if (self.law == "perturbed") != (self.std is not None):
             raise ValueError("'std' goes with law = \"perturbed\", and only with it")
+        if self.law != "prior" and (self.dynamics is not None or self.before):
+            raise ValueError("'dynamics' and 'before' go with law = \"prior\"")
         return self
 
 
@@ -154,6 +157,8 @@ class Method(BaseModel):
     """Ensemble size."""
     transition: str | None = None
     """A learned transition: the name of a pretrained one, or the path of a checkpoint."""
+    residual: Literal["learned", "gaussian"] = "learned"
+    """"gaussian" replaces what the transition learned around its forecast by a Gaussian of the same spread."""
     dynamics: Component | None = None
     """Dynamics of this method; default: the transition, or those of the truth."""
     observed: bool = True
@@ -187,8 +192,8 @@ class Scores(Table):
     """Scale of the normalised units of `nrmse`."""
     csi: Thresholds | None = None
     """Thresholds in units of the data."""
-    units: str | None = None
-    """Units of the state as printed; default: those of the Space."""
+    weights: Literal["area", "equal"] = "area"
+    """Whether cells count by their areas."""
 
 
 class Expected(Table):
@@ -254,141 +259,3 @@ class Card(Table):
         if self.truth.dynamics is None and self.truth.data is None and self.observations.data is None:
             raise ValueError("a card needs a truth ([truth] dynamics or data) or measured observations")
         return self
-
-
-def available() -> dict[str, Path]:
-    """Cards that ship with the package, by name."""
-    return {path.stem: path for path in sorted(CARDS_FOLDER.glob("*.toml"))}
-
-
-def find(name: str) -> Path:
-    """The file of a card: the path of one's own TOML file, or the name of a shipped card.
-
-    Raises:
-        UnknownName: neither a file nor a shipped card.
-        CardError: a path that does not exist.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.suffix == ".toml" or len(path.parts) > 1:
-        raise CardError(f"there is no card file '{name}'")
-    shipped = available()
-    if name not in shipped:
-        raise UnknownName("card", name, shipped, "; or give the path of a TOML file")
-    return shipped[name]
-
-
-def load(name: str, changes: Sequence[str] = ()) -> Card:
-    """Read, change and check a card.
-
-    Args:
-        name: a shipped card or the path of a TOML file.
-        changes: `path=value` with a dotted path, such as `method.FlowDAS.members=32` or `truth.steps=10`.
-
-    Raises:
-        UserError: unreadable, or not a valid card; one line with file, key path and what would be right.
-    """
-    path = find(name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CardError(f"{path.name}: not readable as TOML: {error}") from error
-    for change in changes:
-        set_value(table, change)
-    return parse(table, path.name)
-
-
-def parse(table: Mapping[str, Any], file: str = "card") -> Card:
-    """Check a card that was read or built; `file` is its name in messages."""
-    try:
-        return Card.model_validate(table)
-    except ValidationError as error:
-        raise CardError(f"{file}: {_first(error, table)}") from None
-
-
-def set_value(table: dict[str, Any], change: str) -> None:
-    """Apply one `path=value` to a card's table; a method is found by its label, its type or its number.
-
-    The value is read as TOML (`32`, `0.5`, `true`, `[1, 2]`, `"text"`), and as text when it is none of these.
-
-    Raises:
-        UserError: no `=` in it, or a path that leads through something that is not a table.
-    """
-    path, equals, text = change.partition("=")
-    keys = [key for key in path.strip().split(".") if key]
-    if not equals or not keys:
-        raise UserError(f"--set '{change}': expected path=value, for example method.FlowDAS.members=32")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    place: Any = table
-    for depth, key in enumerate(keys[:-1]):
-        place = _enter(place, key, ".".join(keys[: depth + 1]), change)
-    if not isinstance(place, dict):
-        raise UserError(f"--set '{change}': '{'.'.join(keys[:-1])}' is not a table")
-    place[keys[-1]] = value
-
-
-def _enter(place: Any, key: str, path: str, change: str) -> Any:
-    if isinstance(place, list):
-        if key.isdigit() and int(key) < len(place):
-            return place[int(key)]
-        for field in ("label", "type"):
-            for entry in place:
-                if str(entry.get(field, "")).casefold() == key.casefold():
-                    return entry
-        names = [str(entry.get("label", entry.get("type"))) for entry in place]
-        raise UserError(f"--set '{change}': no entry '{key}' in '{path.rpartition('.')[0]}'{suggestion(key, names)}")
-    if not isinstance(place, dict):
-        raise UserError(f"--set '{change}': '{path}' is not a table")
-    if key not in place and key not in Card.model_fields:
-        valid = set(place) | (set(Card.model_fields) if "." not in path else set())
-        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, valid)}")
-    return place.setdefault(key, {})
-
-
-def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
-    """The first problem of a card as `key path: what is wrong`; unknown keys first, since they explain missing ones."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    problem = problems[0]
-    place = [part for part in problem["loc"] if part not in ("float", "Component", "list[float]")]
-    path = _path(place, table)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{path}'{suggestion(str(place[-1]), _valid_keys(place[:-1]))}"
-    if problem["type"] == "missing":
-        return f"'{path}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{path}: {message}{shown}" if path else message
-
-
-def _path(place: Sequence[str | int], table: Mapping[str, Any]) -> str:
-    """Dotted path; entries of a list are shown by their label or type where they have one."""
-    parts: list[str] = []
-    here: Any = table
-    for part in place:
-        here = here[part] if isinstance(here, list | dict) and _holds(here, part) else None
-        if isinstance(part, int):
-            name = here.get("label") or here.get("type") if isinstance(here, dict) else None
-            parts[-1] += f"[{name or part}]"
-        else:
-            parts.append(part)
-    return ".".join(parts)
-
-
-def _holds(here: Any, part: str | int) -> bool:
-    return (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
-
-
-def _valid_keys(place: Sequence[str | int]) -> list[str]:
-    model: Any = Card
-    for part in place:
-        if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *get_args(annotation)]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

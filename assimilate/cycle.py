@@ -1,10 +1,12 @@
 """The assimilation cycle on tensors: observations in, one `Slice` per time out.
 
-    state_k, info_k = method.step(state_{k-1}, observation_k, t_k, rng=streams.at(k))
+    filter      state_k, info_k = method.step(state_{k-1}, observation_k, t_k, rng=streams.at(k))
+    baseline    estimate_k = method.estimate(observation_k, t_k)
+    smoother    trajectories, info = method.solve(observations, times, N, rng=streams.at(0))
 
-`prepare` turns what the user gave (Datasets, laws, a seed) into a `Cycle`, the settings that stay the same, and an
-initial state; `analyse` moves the state over a block of times. Nothing is hidden in between, so `run` and `stream`
-are the same computation, and a run stopped at step k goes on from its state with `first = k`.
+A `Cycle` holds the settings that stay the same; `analyse` moves a state over a block of times. Nothing is hidden in
+between, so `run` and `stream` are the same computation, and a run stopped at step k goes on from its state with
+`first = k`.
 
 Shapes: E experiments, N members; members (E, N, *event), observed values (E, 1, *obs).
 """
@@ -15,6 +17,7 @@ import math
 import time as wall_clock
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +27,18 @@ from torch import Tensor
 
 from assimilate.clock import Clock, check_increasing
 from assimilate.errors import UserError
+from assimilate.baselines.base import Baseline
 from assimilate.filters.base import Filter, FilterState, Info
 from assimilate.posterior.weights import log_normalize
 from assimilate.results import Slice, moments, slice_of
+from assimilate.smoothers.base import Smoother
 from dynamics.random import Streams, normal
 from dynamics.space import Space
 from observations.likelihood import Likelihood, Observation
 
 LikelihoodOrRule = Likelihood | Callable[[xr.Dataset], Likelihood]
 """One likelihood for all times, or a function that gives that of a time from its observations Dataset."""
+Method = Filter[Any] | Baseline | Smoother
 INITIAL_STEP = 0xFFFFFFFF
 """The step index whose random numbers draw the initial ensemble."""
 
@@ -42,7 +48,7 @@ class Cycle:
     """What stays the same from one analysis to the next.
 
     Args:
-        method: the filter.
+        method: a filter, baseline or smoother.
         space: of its state.
         likelihood: see `LikelihoodOrRule`; None for a method that gets no observations.
         streams: random numbers of all rows; analysis k uses `streams.at(k)`.
@@ -51,13 +57,33 @@ class Cycle:
         device: of all tensors.
     """
 
-    method: Filter[Any]
+    method: Method
     space: Space
     likelihood: LikelihoodOrRule | None
     streams: Streams
     clock: Clock
     dtype: torch.dtype
     device: torch.device
+
+
+def space_of(method: Method) -> Space:
+    """The Space of a method's result: its own, or that of its dynamics or prior.
+
+    Raises:
+        UserError: the object is no filter, baseline or smoother.
+    """
+    if not isinstance(method, Filter | Baseline | Smoother):
+        raise UserError(
+            f"{type(method).__name__} is no method: expected a filter (init, step, ensemble), a baseline (estimate) or "
+            "a smoother (solve), with a name and an exactness"
+        )
+    if isinstance(method, Filter):
+        return method.dynamics.space
+    for holder in (method, *(getattr(method, name, None) for name in ("dynamics", "prior"))):
+        found = getattr(holder, "space", None)
+        if isinstance(found, Space):
+            return found
+    raise UserError(f"{method.name} has neither a space nor dynamics; a method says in which Space its result is")
 
 
 def prepare_ensemble(
@@ -78,6 +104,7 @@ def prepare_ensemble(
     if initial is None:
         if std is not None:
             raise UserError("an initial std needs an initial state to which noise is added")
+        assert isinstance(cycle.method, Filter)
         return cycle.method.dynamics.prior((experiments, members), rng=rng, **place), None
     log_weights = None
     if isinstance(initial, xr.Dataset):
@@ -107,7 +134,8 @@ def prepare_ensemble(
 
 
 def initial_state(cycle: Cycle, members: Tensor, log_weights: Tensor | None, time: float) -> Any:
-    """The method's state before the first analysis."""
+    """A filter's state before the first analysis."""
+    assert isinstance(cycle.method, Filter)
     state = cycle.method.init(members, time)
     if log_weights is None:
         return state
@@ -138,18 +166,32 @@ def analyse(
         observation = observation_of(cycle, now)
         began = wall_clock.perf_counter()
         with torch.no_grad():
-            state, info = cycle.method.step(state, observation, float(time), rng=cycle.streams.at(first + offset))
-        if cycle.device.type == "cuda":
-            torch.cuda.synchronize(cycle.device)
-        seconds += wall_clock.perf_counter() - began
-        slices.append(_slice(cycle, state, info))
+            state, made = _advance(cycle, state, observation, float(time), first + offset)
+        seconds += _since(cycle, began)
+        slices.append(made() if callable(made) else made)
         if progress is not None:
             progress(first + offset)
     return state, slices, seconds
 
 
-def _slice(cycle: Cycle, state: Any, info: Info) -> Slice:
-    members, log_weights = cycle.method.ensemble(state)
+def _advance(
+    cycle: Cycle, state: Any, observation: Observation | None, time: float, index: int
+) -> tuple[Any, Slice | Callable[[], Slice]]:
+    """One analysis; what only describes it is computed later, outside the method's time."""
+    method = cycle.method
+    if isinstance(method, Filter):
+        state, info = method.step(state, observation, time, rng=cycle.streams.at(index))
+        return state, partial(_slice_of_filter, method, state, info)
+    assert isinstance(method, Baseline)
+    mean, std = method.estimate(observation, time)
+    if not bool(torch.isfinite(mean).all()):
+        raise UserError(f"{method.name} has no estimate at time {time:g}: nothing is observed there")
+    event = (cycle.streams.rows[0], *cycle.space.event_shape)
+    return None, Slice(mean.to(cycle.dtype).expand(event), None if std is None else std.to(cycle.dtype).expand(event))
+
+
+def _slice_of_filter(method: Filter[Any], state: Any, info: Info) -> Slice:
+    members, log_weights = method.ensemble(state)
     background_mean, background_std = moments(info.background, info.background_log_weights)
     return slice_of(
         members,
@@ -159,6 +201,50 @@ def _slice(cycle: Cycle, state: Any, info: Info) -> Slice:
         log_evidence=info.log_evidence,
         ess=info.ess,
     )
+
+
+def smooth(
+    cycle: Cycle, initial: Tensor | None, start: float, observations: xr.Dataset
+) -> tuple[list[Slice], float]:
+    """A whole window at once: one `Slice` for each observation time, and the seconds it took.
+
+    A smoother gets every time of its own step from `start` on; those without observations as None. `initial` is the
+    known state (E, *event) at `start`, or None.
+    """
+    assert isinstance(cycle.method, Smoother)
+    dt = float(next(h.dt for n in ("dynamics", "prior") if (h := getattr(cycle.method, n, None)) is not None))
+    wanted = cycle.clock.numbers(observations["time"])
+    count = round((wanted[-1] - start) / dt)
+    grid = start + dt * np.arange(count + 1)
+    places = np.abs(grid[None] - wanted[:, None]).argmin(1)
+    if np.abs(grid[places] - wanted).max() > 1e-4 * dt:
+        raise UserError(f"{cycle.method.name} has states every {dt:g}; observations lie in between")
+    window: list[Observation | None] = [None] * len(grid)
+    for index, place in enumerate(places):
+        window[place] = observation_of(cycle, observations.isel(time=index))
+    began = wall_clock.perf_counter()
+    with torch.no_grad():
+        drawn, info = cycle.method.solve(
+            window, grid.tolist(), cycle.streams.rows[1], rng=cycle.streams.at(0), initial=initial
+        )
+    seconds = _since(cycle, began)
+    known = bool(torch.isfinite(info.log_evidence).all())
+    slices = []
+    for index, place in enumerate(places):
+        evidence = info.log_evidence if index == len(places) - 1 else torch.zeros_like(info.log_evidence)
+        one = slice_of(drawn[:, :, place], None, ess=info.ess, log_evidence=evidence if known else None)
+        if info.mean is not None:
+            one = one._replace(mean=info.mean[:, place].to(cycle.dtype))
+        if info.std is not None:
+            one = one._replace(std=info.std[:, place].to(cycle.dtype))
+        slices.append(one)
+    return slices, seconds
+
+
+def _since(cycle: Cycle, began: float) -> float:
+    if cycle.device.type == "cuda":
+        torch.cuda.synchronize(cycle.device)
+    return wall_clock.perf_counter() - began
 
 
 def observation_of(cycle: Cycle, now: xr.Dataset) -> Observation | None:

@@ -14,31 +14,70 @@ from typing import Any
 
 from assimilate.errors import UnknownName, UserError, suggestion
 
-DYNAMICS: dict[str, str] = {
+DYNAMICS = {
     "LinearGaussian": "dynamics.linear:LinearGaussian",
     "Lorenz63": "dynamics.lorenz:Lorenz63",
     "Lorenz96": "dynamics.lorenz:Lorenz96",
     "DoubleWell": "dynamics.double_well:DoubleWell",
-    "RainSimulator": "dynamics.radar:RainSimulator",
+    "RainStorms": "dynamics.radar:RainStorms",
 }
-OPERATORS: dict[str, str] = {}
-NOISES: dict[str, str] = {"GaussianNoise": "observations.noise:GaussianNoise"}
-METHODS: dict[str, str] = {}
-GUIDANCE: dict[str, str] = {}
+OPERATORS = {
+    "Identity": "observations.sampling:Identity",
+    "Select": "observations.sampling:Select",
+    "Mask": "observations.sampling:Mask",
+    "Stations": "observations.sampling:Stations",
+    "Matrix": "observations.sampling:Matrix",
+    "BlockMean": "observations.averaging:BlockMean",
+    "Arctan": "observations.nonlinear:Arctan",
+    "Function": "observations.nonlinear:Function",
+}
+NOISES = {"GaussianNoise": "observations.noise:GaussianNoise"}
+METHODS = {
+    "FlowDAS": "assimilate.filters.flowdas:FlowDAS",
+    "SDA": "assimilate.smoothers.sda:SDA",
+    "BootstrapFilter": "assimilate.filters.particle:BootstrapFilter",
+    "GuidedParticleFilter": "assimilate.filters.particle:GuidedParticleFilter",
+    "EnKF": "assimilate.filters.ensemble:EnKF",
+    "ETKF": "assimilate.filters.ensemble:ETKF",
+    "LETKF": "assimilate.filters.local:LETKF",
+    "KalmanFilter": "assimilate.filters.kalman:KalmanFilter",
+    "RTS": "assimilate.smoothers.rts:RTS",
+    "OptimalInterpolation": "assimilate.baselines.optimal_interpolation:OptimalInterpolation",
+    "LinearInterpolation": "assimilate.baselines.interpolation:LinearInterpolation",
+    "NearestInterpolation": "assimilate.baselines.interpolation:NearestInterpolation",
+}
+GUIDANCE = {
+    "DPS": "assimilate.posterior.guidance:DPS",
+    "SDA": "assimilate.posterior.guidance:SDA",
+    "PiGDM": "assimilate.posterior.guidance:PiGDM",
+    "TMPD": "assimilate.posterior.guidance:TMPD",
+    "MMPS": "assimilate.posterior.guidance:MMPS",
+    "MonteCarlo": "assimilate.posterior.guidance:MonteCarlo",
+    "JacobianFree": "assimilate.posterior.guidance:JacobianFree",
+}
+SAMPLERS = {
+    "Ancestral": "assimilate.posterior.samplers:Ancestral",
+    "EulerMaruyama": "assimilate.posterior.samplers:EulerMaruyama",
+    "Heun": "assimilate.posterior.samplers:Heun",
+    "PredictorCorrector": "assimilate.posterior.samplers:PredictorCorrector",
+    "AnalyticAncestral": "assimilate.learning.sampling:AnalyticAncestral",
+}
 KINDS: dict[str, dict[str, str]] = {
     "dynamics": DYNAMICS,
     "operator": OPERATORS,
     "noise": NOISES,
     "method": METHODS,
     "guidance": GUIDANCE,
+    "sampler": SAMPLERS,
 }
+"""Names of each kind; a table inside a card is of the kind that its key says, `guidance = {type = "MMPS"}`."""
 
 
 def resolve(kind: str, name: str) -> type:
     """The class behind a name.
 
     Args:
-        kind: "dynamics", "operator", "noise", "method" or "guidance".
+        kind: a key of `KINDS`.
         name: a key of that registry, or `module:Class`.
 
     Raises:
@@ -55,7 +94,8 @@ def resolve(kind: str, name: str) -> type:
     except ModuleNotFoundError as error:
         raise UserError(f"{kind} '{name}': there is no module '{error.name}'") from error
     if not hasattr(module, attribute):
-        raise UserError(f"{kind} '{name}': module '{module_name}' has no '{attribute}'{suggestion(attribute, dir(module))}")
+        valid = [n for n in dir(module) if not n.startswith("_")]
+        raise UserError(f"{kind} '{name}': module '{module_name}' has no '{attribute}'{suggestion(attribute, valid)}")
     return getattr(module, attribute)
 
 
@@ -84,7 +124,8 @@ def build(kind: str, spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     arguments = {k: v for k, v in given.items() if k in accepted and k not in settings}
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and "type" in value
-        arguments[key] = build(_kind_of(value["type"], where), value, f"{where}.{key}") if nested else _frozen(value)
+        made = build(_kind_of(key, value["type"], where), value, f"{where}.{key}", **given) if nested else _frozen(value)
+        arguments[key] = made
     try:
         return factory(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -110,7 +151,7 @@ def check(kind: str, spec: Mapping[str, Any], where: str, given: Mapping[str, An
         if key not in accepted:
             raise UserError(f"{where}.{key}: {spec['type']} has no such setting{suggestion(key, accepted)}")
         if isinstance(value, Mapping) and "type" in value:
-            check(_kind_of(value["type"], where), value, f"{where}.{key}")
+            check(_kind_of(key, value["type"], where), value, f"{where}.{key}")
         else:
             _check_type(accepted[key], value, f"{where}.{key}")
     missing = [
@@ -121,19 +162,23 @@ def check(kind: str, spec: Mapping[str, Any], where: str, given: Mapping[str, An
     return factory, settings
 
 
-def _kind_of(name: str, where: str) -> str:
+def _kind_of(key: str, name: str, where: str) -> str:
+    """The registry of a table inside a card: that of its key, else the first that knows the name."""
+    if key in KINDS:
+        return key
     for kind, table in KINDS.items():
         if name in table:
             return kind
     if ":" in name:
-        return "guidance"
-    raise UserError(f"{where}: unknown type '{name}'{suggestion(name, [n for t in KINDS.values() for n in t])}")
+        return "operator"
+    raise UserError(f"{where}.{key}: unknown type '{name}'{suggestion(name, [n for t in KINDS.values() for n in t])}")
 
 
 def _check_type(parameter: inspect.Parameter, value: Any, where: str) -> None:
     """Compare a plain value with a plain annotation; anything richer is left to the class."""
     plain = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    text = parameter.annotation if isinstance(parameter.annotation, str) else getattr(parameter.annotation, "__name__", "")
+    annotation = parameter.annotation
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     words = [w.strip() for w in text.split("|")]
     known = [w for w in words if w in plain]
     if not known or any(w not in plain and w != "None" for w in words):
@@ -149,17 +194,16 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-def describe(kind: str) -> list[dict[str, str]]:
-    """Name, one line and class of everything in a registry (the first line of each docstring)."""
+def describe(kind: str) -> list[dict[str, Any]]:
+    """Name, one line (the first of the docstring), settings with their defaults and class of a whole registry."""
     rows = []
     for name, target in KINDS[kind].items():
         cls = resolve(kind, name)
         summary = (inspect.getdoc(cls) or "").partition("\n")[0]
-        defaults = ""
+        settings: dict[str, str] = {}
         if dataclasses.is_dataclass(cls):
-            fields = [f for f in dataclasses.fields(cls) if f.init and f.repr]
-            defaults = ", ".join(
-                f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default!r}" for f in fields
-            )
-        rows.append({"name": name, "summary": summary, "settings": defaults, "class": target})
+            for f in dataclasses.fields(cls):
+                if f.init and f.repr:
+                    settings[f.name] = "required" if f.default is dataclasses.MISSING else repr(f.default)
+        rows.append({"name": name, "summary": summary, "settings": settings, "class": target})
     return rows

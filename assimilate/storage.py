@@ -58,11 +58,22 @@ def write_groups(path: Path, groups: Mapping[str, xr.Dataset], attrs: Mapping[st
             _add(draft, name, dataset)
 
 
-def add_group(path: Path, name: str, dataset: xr.Dataset, also: Mapping[str, xr.Dataset] | None = None) -> None:
-    """Add a group (and others) to a result file; its earlier content is kept whatever happens."""
+def add_group(
+    path: Path,
+    name: str,
+    dataset: xr.Dataset,
+    also: Mapping[str, xr.Dataset] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a group (and others) to a result file and renew its attributes; earlier content is kept whatever happens."""
     with replacing(path, copy=True) as draft:
         for group, content in {name: dataset, **(also or {})}.items():
             _add(draft, group, content)
+        if attrs:
+            import netCDF4
+
+            with netCDF4.Dataset(draft, "a") as file:
+                file.setncatts(dict(attrs))
 
 
 def append(part: xr.Dataset, path: Path, *, new: bool) -> None:

@@ -91,7 +91,10 @@ class Coordinate:
     counted: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the values have one axis per dimension."""
+        """Check that labels are text and that the values have one axis per dimension."""
+        for name in ("units", "standard_name", "long_name"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}={getattr(self, name)!r}; expected text")
         values = np.array(self.values)
         values.setflags(write=False)
         object.__setattr__(self, "values", values)

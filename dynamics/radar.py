@@ -19,7 +19,7 @@ banded, calm to hurricane): a prior trained on it has to work on a storm that no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -33,11 +33,11 @@ from dynamics.space import Space
 from dynamics.storms import StormLaw, StormRanges
 from dynamics.transforms import LogOnePlus
 
-_DEPTH = 0.8
+_DEPTH = 0.5
 """How far below the edge of the rain the latent state of a dry cell far from it lies, log(1 + mm)."""
 _BLUR = 4
 """Passes of a 5-cell mean over the wet area; "far" is about 8 cells."""
-_LEAST_SPREAD = 0.2
+_LEAST_SPREAD = 0.5
 """Spread of the fresh part where a state is (nearly) dry, so that rain can be born anywhere."""
 
 
@@ -58,7 +58,7 @@ class RainStorms:
     ny: int = 118
     nx: int = 87
     spacing: float = 4.0
-    ranges: StormRanges = StormRanges()
+    ranges: StormRanges = field(default_factory=StormRanges)
 
     def __post_init__(self) -> None:
         """Refuse a grid on which a rain cell has no room."""
@@ -78,12 +78,12 @@ class RainStorms:
         """`precipitation(y, x)` in mm, as log(1 + mm)."""
         label = "hourly precipitation"
         name = "lwe_thickness_of_precipitation_amount"
-        field = Field("precipitation", "mm", ("y", "x"), label, name, LogOnePlus(1.0))
+        entry = Field("precipitation", "mm", ("y", "x"), label, name, LogOnePlus(1.0))
         axes = {
-            dim: Coordinate(self.spacing * np.arange(size, dtype=np.float64), (dim,), {"units": "km"})
+            dim: Coordinate(self.spacing * np.arange(size, dtype=np.float64), (dim,), "km")
             for dim, size in (("y", self.ny), ("x", self.nx))
         }
-        return Space((field,), axes)
+        return Space((entry,), axes)
 
     @cached_property
     def law(self) -> StormLaw:

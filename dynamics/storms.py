@@ -184,7 +184,7 @@ class StormLaw:
             return low * (high / low) ** raw[name]
 
         whirls = (raw["vortex"] < of.vortex).to(dtype)
-        # Three of four storms turn counter-clockwise where y runs south, as the rows of a map do: the northern hemisphere.
+        # Three of four storms turn as in the northern hemisphere where y runs south, like the rows of a picture.
         sense = torch.where(raw["sense"] < 0.75, -1.0, 1.0).to(dtype)
         p = {name: log(name, *getattr(of, name)) for name in ("outer_range", "inner_range", "elongation", "growth")}
         p |= {name: log(name, *getattr(of, name)) for name in ("core", "lifetime", "period")}

@@ -101,8 +101,8 @@ class GaussianNoise:
         white = self.whiten(residual, observed)
         if observed is None:
             observed = torch.ones(residual.shape[-1], dtype=torch.bool, device=residual.device)
-        constants = torch.where(observed, -0.5 * _LOG_TWO_PI, 0.0).to(residual.dtype).sum(-1)
-        return -0.5 * (white**2).sum(-1) + constants - self._log_scale(residual, observed)
+        count = observed.sum(-1).to(residual.dtype)
+        return -0.5 * ((white**2).sum(-1) + count * _LOG_TWO_PI) - self._log_scale(residual, observed)
 
     def whiten(self, residual: Tensor, observed: Tensor | None = None) -> Tensor:
         """R_oo^-1/2 r at the observed places (lower Cholesky factor), 0 elsewhere; `(*b, m)`."""

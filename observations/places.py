@@ -41,8 +41,8 @@ def point_array(space: Space, points: Any) -> np.ndarray:
 
     Args:
         space: the grid.
-        points: such an array or list, or a mapping (a dict or Dataset) from those names, or from the names of the grid
-            dimensions of a curvilinear grid, to `(m,)` values; "latitude", "lat", "longitude" and "lon" will do too.
+        points: such an array or list, or a mapping (a dict or Dataset) from those names to `(m,)` values; "latitude",
+            "lat", "longitude" and "lon" will do whatever the grid calls them.
     """
     if not space.grid:
         raise ValueError("stations need a grid; this Space has scalar fields only: use Select")
@@ -69,6 +69,9 @@ def fractional_indices(space: Space, points: np.ndarray, names: Sequence[str] | 
     bad = ~np.isfinite(points).all(1)
     if bad.any():
         raise ValueError(f"station {labels[int(np.argmax(bad))]} has no finite position: {points[int(np.argmax(bad))]}")
+    horizontal = {dim for name in space.spherical or () for dim in space.coords[name].dims}
+    if len(horizontal) == 1:
+        raise ValueError("stations need a grid with two horizontal dimensions; on a list of cells use Mask")
     curvilinear = space.spherical is not None and len(space.coords[space.spherical[0]].dims) == 2
     found = np.full((len(points), len(space.grid)), np.nan)
     rest = list(space.position_names)

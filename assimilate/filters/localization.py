@@ -7,8 +7,8 @@ The taper is the compactly supported fifth-order piecewise rational function of 
     2 <= z          0
 
 **Length convention**: `radius` is `c`, so the weight is 5/24 = 0.21 at one radius and exactly 0 from two radii on (the
-support is `2 * radius`). The width of a Gaussian with the same curvature at zero is `sqrt(3/10) * radius`. Codes that
-state the distance `L` at which a taper is `exp(-1/2)` use `radius = 1.82 L`.
+support is `2 * radius`). A Gaussian with the same curvature at zero has the standard deviation `sqrt(3/10) * radius`;
+codes that state this length `L` instead (DAPPER) have `radius = 1.82 L`.
 
 References:
     Gaspari, Cohn (1999), Construction of correlation functions in two and three dimensions,

@@ -1,0 +1,1 @@
+"""Training: networks, objectives, checkpoints, shipped weights, learned transitions and window priors."""

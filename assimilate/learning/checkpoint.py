@@ -81,7 +81,8 @@ def save_checkpoint(
     tensors = {f"tensor.{name}": value for name, value in checkpoint.tensors.items()}
     networks = {}
     for name, network in checkpoint.networks.items():
-        networks[name] = {"architecture": architecture_name(network, architectures), "settings": asdict(network.settings)}
+        kind = architecture_name(network, architectures)
+        networks[name] = {"architecture": kind, "settings": asdict(network.settings)}
         tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
     header = {
         "kind": checkpoint.kind,
@@ -151,7 +152,7 @@ def read_header(file: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or not a safetensors file ({error}); fetch or train it again") from error
+        raise CheckpointError(f"{file} is damaged or no safetensors file ({error}); fetch or train it again") from error
     if _KEY not in metadata:
         raise CheckpointError(f"{file} is a safetensors file of something else: it has no Assimilate header")
     header = json.loads(metadata[_KEY])
@@ -175,7 +176,7 @@ def read_tensors(
     header = read_header(file)
     tensors = load_file(file)
     if _digest(tensors) != header["digest"]:
-        raise CheckpointError(f"{file} is damaged: its tensors are not those that were written; fetch or train it again")
+        raise CheckpointError(f"{file} is damaged: its tensors are not those that were written; get it again")
     return {name: value.to(device) for name, value in tensors.items()}, header
 
 

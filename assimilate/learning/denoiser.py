@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.predictors import Clean
 
-_LOG_VARIANCE_RANGE = (-12.0, 4.0)
+_LOG_VARIANCE_RANGE = (-10.0, 4.0)
 
 
 class Preconditioning(NamedTuple):

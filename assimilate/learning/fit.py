@@ -176,7 +176,7 @@ class _Run:
             self.model.load_state_dict(groups["model"])
             self.average.load_state_dict(groups["average"])
         except RuntimeError as error:
-            raise CheckpointError(f"{file} was written by a run of another network; remove it to start again") from error
+            raise CheckpointError(f"{file} was written by a run of another network; remove it to restart") from error
         state = self.optimiser.state_dict()
         self.optimiser.load_state_dict({**state, "state": moments})
         self.rng.set_state(tensors["rng"])

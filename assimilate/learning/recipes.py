@@ -1,233 +1,105 @@
-r"""Recipes: from a simulator or one's own data to something that can be used.
+"""Recipes by name: what `assimilate fit` runs.
 
-`fit_transition`    1. split the data; 2. regress the mean increment (`Forecast`); 3. measure the residual's standard
-                    deviation on held-out steps, where it is not under-estimated; 4. train a denoiser of the unit
-                    residual over the ratios of the interpolant that runs from the forecast to the next state.
-`fit_window`        train a denoiser of windows of consecutive states: the prior of score-based data assimilation; a
-                    window of one state is a prior of states.
+A recipe is a settings dataclass and a function `(source, settings, *, resume, progress, device) -> trained`, where
+`trained.to_checkpoint()` is what is written.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
-from torch import Tensor, nn
 
-from assimilate.learning.denoiser import EDMDenoiser
-from assimilate.learning.fit import Draw, FitSettings, fit, seeded
-from assimilate.learning.networks import build_network
-from assimilate.learning.objectives import Batch, Denoising, MeanRegression, NoiseLevels, OfPath
-from assimilate.learning.samples import Standardisation, Trajectories
-from assimilate.learning.transition import Forecast, LearnedTransition
-from assimilate.posterior.paths import Interpolant
+from assimilate.errors import UnknownName, UserError
+from assimilate.learning.checkpoint import save_checkpoint
+from assimilate.learning.diagnose import one_step_errors
+from assimilate.learning.samples import Trajectories
+from assimilate.learning.transition_fit import TransitionFit, fit_transition
+from assimilate.learning.window_fit import WindowFit, fit_window
 from dynamics import Dynamics
 
 if TYPE_CHECKING:
     import xarray as xr
 
-
-@dataclass(frozen=True)
-class Simulation:
-    """How training data are simulated; the defaults are SDA's and FlowDAS's Lorenz-63 data.
-
-    Args:
-        trajectories: number of trajectories.
-        states: states kept of each.
-        spinup: steps dropped beforehand.
-        every: keep one state in `every`.
-        seed: seed of the trajectories.
-    """
-
-    trajectories: int = 819
-    states: int = 1024
-    spinup: int = 1024
-    every: int = 1
-    seed: int = 42
+RECIPES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "transition": (TransitionFit, fit_transition),
+    "window": (WindowFit, fit_window),
+}
+"""Name -> (settings class, function)."""
 
 
-@dataclass(frozen=True)
-class TransitionFit:
-    """Settings of `fit_transition`.
-
-    Args:
-        simulation: how data are made, if a simulator is given.
-        held_out: share of the data that training does not see.
-        architecture: "mlp", "unet"...
-        forecast_network: settings of the forecast's network, less its sizes.
-        forecast: training of the forecast.
-        denoiser_network: settings of the denoiser's network, less its sizes.
-        denoiser: training of the denoiser.
-        variance: whether the denoiser also learns the residual's variance.
-        patch: size of random patches of the grid to train on; None = the whole grid.
-        steps: predictor calls of one step of the transition.
-        stored: states kept for the prior.
-    """
-
-    simulation: Simulation = Simulation()  # noqa: RUF009  (frozen settings are values)
-    held_out: float = 0.1
-    architecture: str = "mlp"
-    forecast_network: Mapping[str, Any] | None = None
-    forecast: FitSettings = FitSettings(steps=8000, batch=2048, learning_rate=3e-3)  # noqa: RUF009
-    denoiser_network: Mapping[str, Any] | None = None
-    denoiser: FitSettings = FitSettings(steps=6000, batch=2048, learning_rate=2e-3, seed=1)  # noqa: RUF009
-    variance: bool = True
-    patch: tuple[int, ...] | None = None
-    steps: int = 12
-    stored: int = 1024
-
-
-def fit_transition(
+def train(
+    recipe: str,
     source: Dynamics | xr.Dataset | Trajectories,
-    settings: TransitionFit | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
+    file: str | os.PathLike[str],
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
     device: torch.device | str = "cpu",
-) -> LearnedTransition:
-    """Learn p(x_k | x_{k-1}).
+) -> FilePath:
+    """Train by a named recipe, measure the result and write its checkpoint.
 
     Args:
+        recipe: key of `RECIPES`.
         source: a simulator, a Dataset of states over time, or trajectories.
-        settings: see `TransitionFit`.
-        resume: folder for resume files; a killed run continues from there when it is called again.
+        settings: settings of the recipe as a table, nested like its dataclass.
+        file: the checkpoint to write.
+        resume: folder for resume files; a killed run continues from there.
         progress: show progress bars.
         device: where to train.
 
     Returns:
-        The transition, with its training record.
+        The checkpoint's path.
+
+    Raises:
+        UnknownName: no such recipe, or a setting that it does not have.
     """
-    s = settings or TransitionFit()
-    data = _trajectories(source, s.simulation)
-    train, held_out = data.split(s.held_out)
-    space, dims = data.space, len(data.space.event_shape)
-    state, increment = train.standardisation(), train.increments()
-    channels = len(space.channels)
-
-    folder = None if resume is None else FilePath(resume)
-    forecast = seeded(
-        s.forecast.seed,
-        lambda: Forecast(
-            _network(s.architecture, s.forecast_network, channels, channels, 0, 0), state, increment, dims
-        ),
-    )
-    first = fit(
-        _UnitIncrement(forecast), MeanRegression(), _increments(train, increment, s.patch), s.forecast,
-        held_out=_increments(held_out, increment, s.patch), progress=progress, name="forecast", device=device,
-        resume=None if folder is None else folder / "forecast.safetensors",
-    )
-    forecast = first.model.forecast
-    scale = residual_std(forecast, held_out, device=device)
-    path = Interpolant(power=1, scale=scale, grid_dims=dims - 1)
-    denoiser = seeded(
-        s.denoiser.seed,
-        lambda: EDMDenoiser(
-            _network(
-                s.architecture, s.denoiser_network, channels, channels * (2 if s.variance else 1), channels, 1
-            ),
-            event_dims=dims,
-            variance=s.variance,
-        ),
-    )
-    second = fit(
-        denoiser, Denoising(OfPath(replace(path, scale=1.0))), _residuals(train, forecast, path, s.patch), s.denoiser,
-        held_out=_residuals(held_out, forecast, path, s.patch), progress=progress, name="denoiser", device=device,
-        resume=None if folder is None else folder / "denoiser.safetensors",
-    )
-    rng = torch.Generator().manual_seed(s.denoiser.seed)
-    stored, _ = train.windows(s.stored, 1, rng)
-    return LearnedTransition(
-        space=space,
-        dt=data.dt,
-        forecast=forecast.cpu(),
-        denoiser=second.model.cpu(),
-        path=path,
-        states=stored[:, 0].clone(),
-        steps=s.steps,
-        data=_described(data, s.held_out),
-        record={"settings": repr(s), "forecast": first.record, "denoiser": second.record},
-    )
+    if recipe not in RECIPES:
+        raise UnknownName("recipe", recipe, RECIPES)
+    settings_class, function = RECIPES[recipe]
+    chosen = build_settings(settings_class, settings or {}, f"recipe '{recipe}'")
+    trained = function(source, chosen, resume=resume, progress=progress, device=device)
+    if recipe == "transition" and isinstance(source, Dynamics):
+        trained = replace(trained, record={**trained.record, "measured": measured(trained, source)})
+    return save_checkpoint(trained.to_checkpoint(), file)
 
 
-def residual_std(forecast: Forecast, data: Trajectories, *, device: torch.device | str = "cpu") -> tuple[float, ...]:
-    """Standard deviation of `x_k - f(x_{k-1})` about zero, one number a channel, over all steps of the data."""
-    total, count = 0.0, 0.0
-    axes = (0, *range(2, 1 + len(data.space.event_shape)))
-    starts = data.starts(2)
-    valid = data.valid
-    for k in range(0, len(starts), 64):
-        before = data.states[:, starts[k : k + 64]].flatten(0, 1).to(device)
-        after = data.states[:, starts[k : k + 64] + 1].flatten(0, 1).to(device)
-        with torch.no_grad():
-            error = (after - forecast(before)).double()
-        weight = torch.ones_like(error) if valid is None else valid.to(error).expand_as(error)
-        total = total + (weight * error.square()).sum(axes)
-        count = count + weight.sum(axes)
-    return tuple(torch.sqrt(total / count).tolist())
+def measured(learned: Dynamics, true: Dynamics, *, states: int = 500, draws: int = 400, seed: int = 10**6) -> dict:
+    """One-step errors on states of trajectories that training has not seen, as a record holds them."""
+    data = Trajectories.simulated(true, trajectories=states, states=2, spinup=200, seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    errors = one_step_errors(learned, true, data.states[:, -1], draws=draws, rng=rng)
+    rounded = {
+        name: None if value is None else [round(v, 6) for v in value.flatten().tolist()]
+        for name, value in errors._asdict().items()
+    }
+    return {**rounded, "states": states, "draws": draws, "seed": seed}
 
 
-class _UnitIncrement(nn.Module):
-    """A forecast seen as the regression of its unit increment on the previous state."""
+def build_settings(settings_class: type, table: Mapping[str, Any], where: str) -> Any:
+    """A settings dataclass from a table such as a card's; nested tables become nested dataclasses.
 
-    def __init__(self, forecast: Forecast) -> None:
-        super().__init__()
-        self.forecast = forecast
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The unit increment after state `x`."""
-        return self.forecast.unit_increment(x)
-
-
-def _increments(data: Trajectories, increment: Standardisation, patch: tuple[int, ...] | None) -> Draw:
-    """Previous states and the unit increments that follow them."""
-
-    def draw(count: int, rng: torch.Generator) -> Batch:
-        pair, weight = data.windows(count, 2, rng, patch=patch)
-        return Batch(increment.encode(pair[:, 1] - pair[:, 0]), condition=pair[:, 0], weight=weight)
-
-    return draw
-
-
-def _residuals(data: Trajectories, forecast: Forecast, path: Interpolant, patch: tuple[int, ...] | None) -> Draw:
-    """Standardised previous states and the unit residuals of the forecast made from them."""
-
-    def draw(count: int, rng: torch.Generator) -> Batch:
-        pair, weight = data.windows(count, 2, rng, patch=patch)
-        device = next(forecast.parameters()).device
-        before, after = pair[:, 0].to(device), pair[:, 1].to(device)
-        with torch.no_grad():
-            residual = (after - forecast(before)) / path.spread(after)
-        if weight is not None:
-            residual = residual * weight.to(device)
-        return Batch(residual, condition=forecast.standardisation.encode(before), weight=weight)
-
-    return draw
-
-
-def _network(
-    architecture: str, settings: Mapping[str, Any] | None, channels: int, outputs: int, context: int, noise: int
-) -> nn.Module:
-    sizes = {"channels": channels, "outputs": outputs, "context": context}
-    if architecture == "mlp":
-        sizes["noise_features"] = noise
-    return build_network(architecture, {**(settings or {}), **sizes})
-
-
-def _trajectories(source: Any, simulation: Simulation) -> Trajectories:
-    if isinstance(source, Trajectories):
-        return source
-    if isinstance(source, Dynamics):
-        s = simulation
-        return Trajectories.simulated(
-            source, trajectories=s.trajectories, states=s.states, spinup=s.spinup, seed=s.seed, every=s.every
-        )
-    return Trajectories.from_dataset(source)
-
-
-def _described(data: Trajectories, held_out: float) -> dict[str, Any]:
-    count, times = data.states.shape[:2]
-    return {"source": data.source, "trajectories": count, "states": times, "dt": data.dt, "held_out": held_out}
+    Raises:
+        UnknownName: a key that the dataclass does not have.
+        UserError: a value that it does not take.
+    """
+    known = {entry.name: entry for entry in fields(settings_class)}
+    hints = get_type_hints(settings_class)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UnknownName(f"setting of {where}:", key, known)
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            # A nested table changes some settings of the default and leaves the others.
+            default = {entry.name: getattr(known[key].default, entry.name) for entry in fields(known[key].default)}
+            value = build_settings(hints[key], {**default, **value}, f"{where}, {key}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return settings_class(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,6 +56,25 @@ class Standardisation:
 
     def _column(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * self.grid_dims)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How training data are simulated; the defaults are SDA's and FlowDAS's Lorenz-63 data.
+
+    Args:
+        trajectories: number of trajectories.
+        states: states kept of each.
+        spinup: steps dropped beforehand.
+        every: keep one state in `every`.
+        seed: seed of the trajectories.
+    """
+
+    trajectories: int = 819
+    states: int = 1024
+    spinup: int = 1024
+    every: int = 1
+    seed: int = 42
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +147,29 @@ class Trajectories:
             dynamics, steps=(states - 1) * every, trajectories=trajectories, seed=seed, every=every, spinup=spinup
         )
         return replace(cls.from_dataset(ds, dynamics.space, dt=dynamics.dt * every), source=repr(dynamics))
+
+    @classmethod
+    def of(cls, source: Dynamics | xr.Dataset | Trajectories, simulation: Simulation) -> Trajectories:
+        """Trajectories from whatever is at hand; `simulation` is for a simulator.
+
+        Raises:
+            DataError: something else was given.
+        """
+        if isinstance(source, Trajectories):
+            return source
+        if isinstance(source, Dynamics):
+            s = simulation
+            return cls.simulated(
+                source, trajectories=s.trajectories, states=s.states, spinup=s.spinup, seed=s.seed, every=s.every
+            )
+        if not hasattr(source, "data_vars"):
+            raise DataError(f"a {type(source).__name__} was given to train on; expected a Dynamics or a Dataset")
+        return cls.from_dataset(source)
+
+    def described(self, held_out: float) -> dict[str, Any]:
+        """What these data are, for a training record."""
+        count, times = self.states.shape[:2]
+        return {"source": self.source, "trajectories": count, "states": times, "dt": self.dt, "held_out": held_out}
 
     @property
     def valid(self) -> Tensor | None:
@@ -213,7 +255,8 @@ def _crop(
     """A random patch of each window."""
     if len(patch) != len(grid) or any(size > full for size, full in zip(patch, grid, strict=True)):
         raise DataError(f"a patch of {tuple(patch)} cells does not fit into the grid {grid}")
-    corners = [torch.randint(full - size + 1, (len(found),), generator=rng) for size, full in zip(patch, grid, strict=True)]
+    margins = [full - size + 1 for size, full in zip(patch, grid, strict=True)]
+    corners = [torch.randint(margin, (len(found),), generator=rng) for margin in margins]
     parts, weights = [], []
     for n in range(len(found)):
         box = tuple(slice(int(c[n]), int(c[n]) + size) for c, size in zip(corners, patch, strict=True))

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.denoiser import EDMDenoiser
-from assimilate.learning.sampling import AnalyticAncestral
 from assimilate.learning.samples import Standardisation
+from assimilate.learning.sampling import AnalyticAncestral
 from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.paths import Interpolant
 from assimilate.posterior.predictors import Clean, Context
@@ -133,7 +133,7 @@ class LearnedTransition:
     denoiser: EDMDenoiser
     path: Interpolant
     states: Tensor
-    sampler: Sampler = AnalyticAncestral()  # noqa: RUF009  (frozen settings are values)
+    sampler: Sampler = AnalyticAncestral()
     steps: int = 12
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -172,7 +172,12 @@ class LearnedTransition:
         return self.forecast.standardisation.decode(u)
 
     def prior(
-        self, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        *,
+        rng: Rng,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Tensor:
         """Stored states drawn with replacement, `(*shape, *event)`."""
         # One draw a row whatever the row's shape, as counter-based streams want it.
@@ -257,6 +262,11 @@ class LearnedTransition:
         )
 
 
+def learned_transition(checkpoint: Checkpoint) -> LearnedTransition:
+    """The transition that a file holds."""
+    return LearnedTransition.from_checkpoint(checkpoint)
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianForecast:
     """A learned forecast with Gaussian noise added, `x_k = f(x_{k-1}) + s z`; a `Dynamics` with known density.
@@ -280,7 +290,12 @@ class GaussianForecast:
         return self.transition.dt
 
     def prior(
-        self, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        *,
+        rng: Rng,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Tensor:
         """See `LearnedTransition.prior`."""
         return self.transition.prior(shape, rng=rng, dtype=dtype, device=device)

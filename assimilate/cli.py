@@ -1,0 +1,255 @@
+"""The `assimilate` command: run cards, list what there is, train, make reports.
+
+This module is the roof of the house: it alone may look at every package, inside functions, so that `--help` is quick.
+Whatever a user can get wrong ends in one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Estimate the state of a system from a model and sparse, noisy observations.\n\n"
+    "Examples:\n\n"
+    "assimilate run quickstart  (a first run, in seconds)\n\n"
+    "assimilate run florence  (the rain of a hurricane from sparse gauges)\n\n"
+    "assimilate run my.toml --out result  (your own experiment)\n\n"
+    "assimilate list methods  (what can be compared)",
+)
+
+SeedOption = Annotated[int | None, typer.Option(help="Seed of all random numbers; default: the card's.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1...")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one value of the card; may be given several times."),
+]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of the results; default: out/CARD.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from assimilate import __version__
+
+        typer.echo(f"assimilate-da {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("run")
+def run_command(
+    card: Annotated[str, typer.Argument(help="Name of a card (`assimilate list cards`) or path of a TOML file.")],
+    out: OutOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str, typer.Option(help="Precision: float32 or float64.")] = "float32",
+    changes: SetOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless every expected score comes out.")] = False,
+) -> None:
+    """Run all methods of a card on the same observations and compare them.
+
+    Writes DIR/result.nc (netCDF, one group per method), DIR/scores.json, DIR/report.html and DIR/figures, method by
+    method, and prints the table.
+
+    Examples:
+
+    assimilate run florence
+
+    assimilate run lorenz63 --seed 7 --out out/seed7
+
+    assimilate run florence --set observations.fraction=0.03
+
+    assimilate run florence --set method.FlowDAS.members=32
+    """
+    from assimilate.card_files import find, load
+    from assimilate.execution import execute
+    from assimilate.report import render
+    from assimilate.terminal import Progress, console, print_outcome
+
+    path = find(card)
+    loaded = load(card, [*(changes or []), *([f"seed={seed}"] if seed is not None else [])])
+    name = path.stem
+    folder = out or Path("out") / name
+    _writable(folder)
+    _reach(path)
+    with Progress() as listener:
+        outcome = execute(
+            loaded, folder, name=name, beside=path.parent, device=device, dtype=_dtype(dtype), listener=listener
+        )
+    if outcome.scores:
+        with console.status("drawing the report"):
+            page = render(folder)
+        print_outcome(loaded, outcome, page)
+    if outcome.failures:
+        raise typer.Exit(1)
+    if check and not all(c["passed"] for c in outcome.checks):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[str, typer.Argument(help="cards, dynamics, operators, methods, guidance or pretrained.")] = "cards",
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List cards, classes that a card can name, or pretrained weights.
+
+    Examples:
+
+    assimilate list
+
+    assimilate list methods
+
+    assimilate list pretrained --json
+    """
+    import json
+
+    from assimilate.listing import rows_of
+    from assimilate.terminal import print_rows
+
+    rows = rows_of(what)
+    if json_output:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        print_rows(what, rows)
+
+
+@app.command("fit")
+def fit_command(
+    card: Annotated[str, typer.Argument(help="Name of a card with a [fit] table, or path of a TOML file.")],
+    out: Annotated[Path | None, typer.Option(help="File of the checkpoint; default: out/CARD.safetensors.")] = None,
+    device: DeviceOption = "cpu",
+    changes: SetOption = None,
+) -> None:
+    """Train the transition that a card uses, from its simulator or its data.
+
+    A run that was killed goes on where it was when it is called again. The checkpoint can be used at once:
+    `transition = "FILE"` in a [[method]].
+
+    Examples:
+
+    assimilate fit lorenz63
+
+    assimilate fit my.toml --out mine.safetensors --set fit.steps=12
+    """
+    from assimilate.card_files import find, load
+    from assimilate.devices import find_device
+    from assimilate.terminal import console
+    from assimilate.training import train
+
+    path = find(card)
+    loaded = load(card, changes or [])
+    file = out or Path(loaded.fit.checkpoint if loaded.fit and loaded.fit.checkpoint else f"out/{path.stem}.safetensors")
+    _reach(path)
+    written = train(loaded, file, beside=path.parent, device=find_device(device))
+    console.print(f"[bold]wrote[/] {written}")
+
+
+@app.command("report")
+def report_command(
+    result: Annotated[Path, typer.Argument(help="A result.nc, or the folder that holds it.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: that of the result.")] = None,
+) -> None:
+    """Make the HTML page and the pictures of a result again.
+
+    Example:
+
+    assimilate report out/florence
+    """
+    from assimilate.report import render
+
+    typer.echo(str(render(result, out)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; errors of the user are one line on stderr and exit code 2."""
+    code = run_app(sys.argv[1:] if arguments is None else list(arguments))
+    sys.exit(code)
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run the command with these arguments and return its exit code."""
+    # Typer brings its own copy of click in new versions and the package in old ones: ask Typer for the class.
+    usage_error: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    command: Any = typer.main.get_command(app)
+    try:
+        result = command.main(args=list(arguments), prog_name="assimilate", standalone_mode=False)
+    except usage_error as error:
+        return _complain(" ".join(error.format_message().split()))  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("stopped; what was finished has been written", err=True)
+        return 130
+    except Exception as error:
+        message = _of_the_user(error)
+        if message is None:
+            raise
+        return _complain(message)
+    return int(result) if isinstance(result, int) else 0
+
+
+def _of_the_user(error: Exception) -> str | None:
+    """One line for errors that a user can act on; None for those that are ours."""
+    from assimilate.errors import UserError
+    from dynamics.errors import CapabilityError, DataError, SpaceMismatch
+
+    if isinstance(error, UserError | DataError | SpaceMismatch | CapabilityError):
+        return " ".join(str(error).split())
+    return None
+
+
+def _complain(message: str) -> int:
+    typer.echo(f"error: {message}", err=True)
+    return 2
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    from assimilate.errors import UserError
+
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if name not in known:
+        raise UserError(f"--dtype '{name}'; expected float32 or float64")
+    return known[name]
+
+
+def _writable(folder: Path) -> None:
+    """Raise a UserError if results could not be written there; nothing is made yet."""
+    import os
+
+    from assimilate.errors import UserError
+
+    above = folder
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out '{folder}': '{above}' is not a folder that can be written to")
+
+
+def _reach(card: Path) -> None:
+    """Let `module:Class` find files beside the card and in the working directory."""
+    for folder in (str(card.resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+if __name__ == "__main__":
+    main()

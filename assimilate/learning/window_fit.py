@@ -1,0 +1,121 @@
+r"""`fit_window`: train a denoiser of windows of consecutive states, the prior of score-based data assimilation.
+
+A window of one state is a prior of states.
+
+References:
+    Rozet, Louppe (2023), Score-based data assimilation, https://arxiv.org/abs/2306.10574
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from assimilate.learning.denoiser import EDMDenoiser
+from assimilate.learning.fit import Draw, FitSettings, fit, seeded
+from assimilate.learning.networks import sized_network
+from assimilate.learning.objectives import Batch, Denoising, LogUniform
+from assimilate.learning.samples import Simulation, Standardisation, Trajectories
+from assimilate.learning.window import WindowDenoiser, stacked
+from dynamics import Dynamics
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class WindowFit:
+    """Settings of `fit_window`.
+
+    Args:
+        simulation: how data are made, if a simulator is given.
+        length: states in a window, odd: 2k + 1.
+        held_out: share of the data that training does not see.
+        architecture: "mlp", "unet"...
+        network: settings of the network, less its sizes.
+        training: steps, batch and so on.
+        smallest: smallest noise level, in standard deviations of the data.
+        largest: largest noise level.
+        emphasis: narrower range of levels that gets a larger share.
+        share: share of the levels drawn from it.
+        variance: whether the denoiser also learns the variance of each value.
+        patch: size of random patches of the grid; None = the whole grid.
+    """
+
+    simulation: Simulation = Simulation()
+    length: int = 5
+    held_out: float = 0.1
+    architecture: str = "mlp"
+    network: Mapping[str, Any] | None = None
+    training: FitSettings = FitSettings(steps=30000, batch=1024, learning_rate=2e-3)
+    smallest: float = 0.002
+    largest: float = 80.0
+    emphasis: tuple[float, float] = (0.005, 0.5)
+    share: float = 0.7
+    variance: bool = False
+    patch: tuple[int, ...] | None = None
+
+
+def fit_window(
+    source: Dynamics | xr.Dataset | Trajectories,
+    settings: WindowFit | None = None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> WindowDenoiser:
+    """Learn a denoiser of windows of consecutive states.
+
+    Args:
+        source: a simulator, a Dataset of states over time, or trajectories.
+        settings: see `WindowFit`.
+        resume: folder for resume files; a killed run continues from there when it is called again.
+        progress: show a progress bar.
+        device: where to train.
+    """
+    s = settings or WindowFit()
+    data = Trajectories.of(source, s.simulation)
+    train, held_out = data.split(s.held_out)
+    state = train.standardisation()
+    channels = s.length * len(data.space.channels)
+    dims = len(data.space.event_shape)
+    denoiser = seeded(
+        s.training.seed,
+        lambda: EDMDenoiser(
+            sized_network(s.architecture, s.network, channels, channels * (2 if s.variance else 1), noise=True),
+            event_dims=dims,
+            variance=s.variance,
+        ),
+    )
+    levels = LogUniform(s.smallest, s.largest, tuple(s.emphasis), s.share)
+    fitted = fit(
+        denoiser, Denoising(levels), _windows(train, s.length, state, s.patch), s.training,
+        held_out=_windows(held_out, s.length, state, s.patch), progress=progress, name="window", device=device,
+        resume=None if resume is None else FilePath(resume) / "window.safetensors",
+    )
+    return WindowDenoiser(
+        space=data.space,
+        dt=data.dt,
+        length=s.length,
+        denoiser=fitted.model.cpu(),
+        standardisation=state,
+        data=data.described(s.held_out),
+        record={"settings": repr(s), "denoiser": fitted.record},
+    )
+
+
+def _windows(data: Trajectories, length: int, state: Standardisation, patch: tuple[int, ...] | None) -> Draw:
+    """Standardised windows, stacked along the channel."""
+
+    def draw(count: int, rng: torch.Generator) -> Batch:
+        found, weight = data.windows(count, length, rng, patch=patch)
+        if weight is not None:
+            weight = weight.repeat(1, length, *(1,) * (weight.ndim - 2))
+        return Batch(stacked(found, state), weight=weight)
+
+    return draw

@@ -1,0 +1,401 @@
+"""From a card to what is computed: truth, observations, likelihood, initial law, methods.
+
+Everything that can be wrong with a card or its files is found here, before the first analysis and before anything is
+written. The random numbers of truth, observed cells, noise and methods come from different children of the seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from assimilate import registry
+from assimilate.cards import Card, Method
+from assimilate.cycle import values_of
+from assimilate.errors import CardError, DataError, UserError, suggestion
+from assimilate.experiment import child_seed
+from assimilate.sources import located, open_grid, open_stations, open_truth, places_of, transform_of
+from assimilate.verification import Scoring
+from dynamics.base import Dynamics, simulate
+from dynamics.random import Streams
+from dynamics.space import Space
+from observations.base import ObservationOperator
+from observations.likelihood import Likelihood, Observation
+from observations.sampling import Identity, Mask, Stations, random_mask
+from observations.synthetic import observe
+
+
+@dataclass(frozen=True)
+class Examiners:
+    """Observations that no method sees.
+
+    Args:
+        observations: their values, (experiment, time, value).
+        likelihood: what they see of a state.
+    """
+
+    observations: xr.Dataset
+    likelihood: Likelihood
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method of a card is given.
+
+    Args:
+        card: the card.
+        space: of the state.
+        truth: states at all times, or None.
+        observations: (experiment, time, value), Space units.
+        likelihood: what they see of a state.
+        dynamics: of the simulated truth, or None.
+        start: time of the initial ensemble.
+        examiners: withheld observations, or None.
+        cells: flat indices of the observed cells on the grid, where observations are cells.
+    """
+
+    card: Card
+    space: Space
+    truth: xr.Dataset | None
+    observations: xr.Dataset
+    likelihood: Likelihood
+    dynamics: Dynamics | None
+    start: Any
+    examiners: Examiners | None
+    cells: np.ndarray | None
+
+    @property
+    def experiments(self) -> int:
+        """Number of truths that are assimilated as one batch."""
+        return self.observations.sizes.get("experiment", 1)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How results are scored."""
+        scores = self.card.scores
+        return Scoring(
+            tuple(scores.offset),
+            tuple(scores.scale),
+            tuple(scores.csi.thresholds) if scores.csi else (),
+            scores.csi.unit if scores.csi else "",
+            scores.drop,
+            scores.weights,
+        )
+
+    def initial(self) -> tuple[xr.Dataset | None, float | tuple[float, ...] | None]:
+        """The state and the noise from which ensembles start; (None, None) for the prior."""
+        if self.card.initial.law == "prior":
+            return None, None
+        assert self.truth is not None
+        std = self.card.initial.std
+        return self.truth.isel(time=0), tuple(std) if isinstance(std, list) else std
+
+
+def prepare(
+    card: Card, *, draw: int = 0, folder: Path | None = None, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """Read or simulate the truth, make or read the observations.
+
+    Args:
+        card: a checked card.
+        draw: which repetition of observed cells and noise.
+        folder: of the card, for relative paths.
+        dtype: of simulated states and observations.
+
+    Raises:
+        UserError: whatever is wrong with the card or its files, in one line.
+    """
+    dynamics = None if card.truth.dynamics is None else _dynamics(card.truth.dynamics.spec(), "truth.dynamics")
+    truth, space = _truth(card, dynamics, folder, dtype)
+    seed = card.seed if card.observations.seed is None else card.observations.seed
+    if card.observations.data is not None:
+        made = _measured(card, space, folder)
+        space = made.space
+    else:
+        assert truth is not None and space is not None
+        made = _synthetic(card, truth, space, child_seed(seed + draw, "observations"), dtype)
+    examiners = None
+    if card.verification.withhold > 0:
+        made, examiners = _withheld(made, card.verification.withhold, child_seed(seed + draw, "withheld"))
+    if truth is not None:
+        missing = ~np.isin(made.observations["time"].values, truth["time"].values)
+        if missing.any():
+            raise DataError(f"observations at {made.observations['time'].values[missing][0]}: the truth has no such time")
+    start = _start(card, truth, made.observations)
+    problem = Problem(
+        card, made.space, truth, made.observations, made.likelihood, dynamics, start, examiners, made.cells
+    )
+    if truth is None and examiners is None and card.expected:
+        raise CardError("expected scores need a truth, or stations withheld for verification")
+    return problem
+
+
+@dataclass(frozen=True)
+class _Made:
+    space: Space
+    observations: xr.Dataset
+    likelihood: Likelihood
+    cells: np.ndarray | None
+
+
+def _dynamics(spec: dict[str, Any], where: str) -> Any:
+    return registry.build("dynamics", spec, where)
+
+
+def _truth(
+    card: Card, dynamics: Any, folder: Path | None, dtype: torch.dtype
+) -> tuple[xr.Dataset | None, Space | None]:
+    truth = card.truth
+    if truth.data is not None:
+        return open_truth(truth, folder)
+    if dynamics is None:
+        return None, None
+    assert truth.steps is not None
+    states = simulate(
+        dynamics,
+        steps=truth.steps * truth.every,
+        trajectories=truth.experiments,
+        seed=child_seed(card.seed if truth.seed is None else truth.seed, "truth"),
+        every=truth.every,
+        spinup=truth.spinup,
+        dtype=dtype,
+    )
+    return states, dynamics.space
+
+
+def _synthetic(card: Card, truth: xr.Dataset, space: Space, seed: int, dtype: torch.dtype) -> _Made:
+    """Observations made from the truth."""
+    wanted = card.observations
+    cells = None
+    if wanted.operator is not None:
+        operator: ObservationOperator = registry.build(
+            "operator", wanted.operator.spec(), "observations.operator", space=space
+        )
+    elif wanted.fraction is not None:
+        if not space.grid:
+            raise CardError("observations.fraction: the state has no grid; name an operator instead")
+        operator = random_mask(space, wanted.fraction, child_seed(seed, "cells"))
+        cells = np.unique(operator.index.numpy() % int(np.prod(space.grid_shape)))
+    else:
+        operator = Identity(space)
+    likelihood = Likelihood(operator, _noise(wanted.noise))
+    # The first state of a simulated (or known) truth is where ensembles start; it is not observed.
+    skip = 1 if card.truth.dynamics is not None or card.initial.law != "prior" else 0
+    seen = truth.isel(time=slice(skip, None)).isel(time=slice(wanted.every - 1 if skip else 0, None, wanted.every))
+    if seen.sizes["time"] == 0:
+        raise CardError("observations.every leaves no observation time")
+    return _Made(space, observe(seen, space, likelihood, seed=seed, dtype=dtype), likelihood, cells)
+
+
+def _measured(card: Card, space: Space | None, folder: Path | None) -> _Made:
+    """Observations that were read from a file."""
+    wanted = card.observations
+    name = str(wanted.data)
+    transform = transform_of(card.truth)
+    if wanted.layout == "grid":
+        values = open_grid(wanted, space, transform, folder)
+        if space is None:
+            fields = values.rename(observation=wanted.variable or "state")
+            space = Space.from_dataset(fields, transforms={str(n): transform for n in fields}, mask=None)
+        if space.event_shape[0] != 1:
+            raise DataError(f"'{name}': gridded observations are of one field, the state has {space.channels}")
+        operator: ObservationOperator = Identity(space)
+        # Gridded values have no channel dim; the operator's values have.
+        values = values.expand_dims("channel", values["observation"].dims.index("time") + 1)
+    else:
+        if space is None:
+            space = _space_of_methods(card)
+        values = open_stations(wanted, transform, folder)
+        try:
+            operator = Stations(space, places_of(values, space, name), wanted.interpolation)
+        except ValueError as error:
+            raise DataError(f"'{name}': {error}") from error
+    if not bool(np.isfinite(values["observation"]).any()):
+        raise DataError(f"'{name}': there is no finite value")
+    return _Made(space, values, Likelihood(operator, _noise(wanted.noise)), None)
+
+
+def _noise(noise: Any) -> Any:
+    spec = {"type": "GaussianNoise", "std": float(noise)} if isinstance(noise, int | float) else noise.spec()
+    return registry.build("noise", spec, "observations.noise")
+
+
+def _withheld(made: _Made, share: float, seed: int) -> tuple[_Made, Examiners]:
+    """Split the observed places: most for the methods, a share for verification."""
+    operator = made.likelihood.operator
+    shape = operator.obs_shape
+    count = operator.obs_size
+    if not isinstance(operator, Mask | Stations | Identity):
+        raise CardError(f"verification.withhold: {type(operator).__name__} has no places that can be withheld")
+    places = len(operator.points) if isinstance(operator, Stations) else count
+    order = np.random.default_rng(seed).permutation(places)
+    cut = max(1, round(share * places))
+    if cut >= places:
+        raise CardError(f"verification.withhold: {share} of {places} places leaves none to assimilate")
+    hidden, kept = np.sort(order[:cut]), np.sort(order[cut:])
+    if isinstance(operator, Identity):
+        flat = np.zeros(count, dtype=bool)
+        flat[hidden] = True
+        mask = xr.DataArray(flat.reshape(shape), dims=made.observations["observation"].dims[-len(shape) :])
+        values = made.observations["observation"]
+        lead = [d for d in values.dims if d in ("experiment", "time")]
+        seen = values.transpose(*lead, ...).values.reshape(*(values.sizes[d] for d in lead), -1)[..., hidden]
+        examined = xr.Dataset({"observation": ((*lead, "value"), seen)}, {"time": values["time"]})
+        judge = Likelihood(Mask(operator.space, torch.from_numpy(hidden)), made.likelihood.noise)
+        return replace(made, observations=made.observations.where(~mask)), Examiners(examined, judge)
+    last = str(made.observations["observation"].dims[-1])
+    parts = [_part_of(operator, index) for index in (kept, hidden)]
+    judge = Likelihood(parts[1], made.likelihood.noise)
+    examined = made.observations.isel({last: hidden})
+    cells = parts[0].index.numpy() if isinstance(parts[0], Mask) and made.cells is not None else None
+    rest = _Made(made.space, made.observations.isel({last: kept}), Likelihood(parts[0], made.likelihood.noise), cells)
+    return rest, Examiners(examined, judge)
+
+
+def _part_of(operator: Mask | Stations, index: np.ndarray) -> Mask | Stations:
+    if isinstance(operator, Mask):
+        return Mask(operator.space, operator.index[torch.from_numpy(index)])
+    return replace(operator, points=np.asarray(operator.points)[index], names=None)
+
+
+def _start(card: Card, truth: xr.Dataset | None, observations: xr.Dataset) -> Any:
+    """Time of the initial ensemble."""
+    first = observations["time"][0]
+    if card.initial.law != "prior":
+        if truth is None:
+            raise CardError(f'initial.law = "{card.initial.law}" needs a truth')
+        return truth["time"][0]
+    if card.truth.dynamics is not None:
+        assert truth is not None
+        return truth["time"][0]
+    if card.initial.before == 0.0:
+        return first
+    if np.issubdtype(first.dtype, np.datetime64):
+        unit = {"min": "m"}.get(card.truth.time_unit, card.truth.time_unit)
+        step = np.timedelta64(1, unit).astype("timedelta64[ns]")
+        return first - step * card.initial.before
+    return first - card.initial.before
+
+
+def _space_of_methods(card: Card) -> Space:
+    """The grid of the first method that has one, for station data without a gridded truth."""
+    for index, entry in enumerate(card.method):
+        made = transition_of(entry, f"method[{index}]")
+        if made is not None:
+            return made.space
+    raise CardError("stations without a gridded truth need a method with dynamics or a transition: it has the grid")
+
+
+def transition_of(
+    entry: Method, where: str, folder: Path | None = None, device: torch.device | str = "cpu"
+) -> Any:
+    """What a method moves with: a learned transition (or window prior), or a system; None for the truth's own."""
+    if entry.transition is not None:
+        from assimilate.learning.pretrained import load_pretrained
+
+        made = load_pretrained(located(entry.transition, folder), device=device)
+        return made.gaussian() if entry.residual == "gaussian" else made
+    if entry.dynamics is not None:
+        return _dynamics(entry.dynamics.spec(), f"{where}.dynamics")
+    return None
+
+
+def method_of(
+    problem: Problem,
+    entry: Method,
+    where: str,
+    *,
+    folder: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """The method of a card, ready to run.
+
+    The class is given what it accepts of: `dynamics` (or `prior`, for smoothers), the `space` of the state, and, for
+    presets that fit themselves, the list of all `observations`.
+
+    Raises:
+        UserError: an unknown class or setting, or dynamics that do not fit the state.
+    """
+    spec = {"type": entry.type, **entry.settings()}
+    moved = transition_of(entry, where, folder, device) or problem.dynamics
+    if moved is not None:
+        moved = on_grid(moved, problem.space, where)
+        if dtype == torch.float64 and entry.transition is not None:
+            moved = moved.to(dtype=dtype)
+    factory, _ = registry.check("method", spec, where)
+    accepted = registry.settings_of(factory)
+    given: dict[str, Any] = {"space": problem.space}
+    if moved is not None:
+        given |= {"dynamics": moved, "prior": moved}
+    if "observations" in accepted:
+        given["observations"] = observation_list(problem)
+    needed = [n for n in ("dynamics", "prior") if n in accepted and n not in given]
+    if needed:
+        raise CardError(f"{where}: {entry.type} needs 'transition' or 'dynamics'")
+    registry.check("method", spec, where, given=given)
+    return registry.build("method", spec, where, **given)
+
+
+def observation_list(problem: Problem) -> list[Observation]:
+    """All observations of a problem, for methods that fit their settings to them."""
+    times = range(problem.observations.sizes["time"])
+    seen = (problem.observations.isel(time=k).load() for k in times)
+    likelihood = problem.likelihood
+    return [Observation(likelihood, values_of(now, likelihood, problem.experiments).float()) for now in seen]
+
+
+def on_grid(dynamics: Any, space: Space, where: str) -> Any:
+    """Dynamics whose Space is that of the problem; a learned one that runs on any grid is moved there.
+
+    Raises:
+        UserError: the variables, units or grid differ.
+    """
+    own = dynamics.space
+    if own == space:
+        return dynamics
+    if len(own.channels) != len(space.channels) or len(own.grid) != len(space.grid):
+        raise UserError(f"{where}: the dynamics are of {own!r}, the state is {space!r}")
+    units = [(f.units, repr(f.transform)) for f in own.fields], [(f.units, repr(f.transform)) for f in space.fields]
+    if units[0] != units[1]:
+        raise UserError(f"{where}: the dynamics are in {units[0]}, the state is in {units[1]}")
+    if own.event_shape == space.event_shape or own.grid:
+        return replace(dynamics, space=space)
+    raise UserError(f"{where}: the dynamics have events {own.event_shape}, the state {space.event_shape}")
+
+
+def initial_prior(problem: Problem, members: int, seed: int, dtype: torch.dtype) -> Tensor | None:
+    """Members from the prior of a system that the card names for it; None for the method's own."""
+    named = problem.card.initial.dynamics
+    if named is None:
+        return None
+    system = on_grid(_dynamics(named.spec(), "initial.dynamics"), problem.space, "initial.dynamics")
+    rng = Streams(child_seed(seed, "prior"), problem.experiments, members).at(0)
+    return system.prior((problem.experiments, members), rng=rng, dtype=dtype)
+
+
+def check_labels(card: Card) -> list[str]:
+    """Labels of the methods, each different; the class's usual name is the default.
+
+    Raises:
+        CardError: two methods have the same label, or an expected score names none of them.
+    """
+    labels: list[str] = []
+    for entry in card.method:
+        label = entry.label or str(getattr(registry.resolve("method", entry.type), "name", entry.type))
+        if label in labels:
+            raise CardError(f"two methods are called '{label}'; give them different labels")
+        labels.append(label)
+    for k, wanted in enumerate(card.expected):
+        for name in (wanted.method, wanted.relative_to):
+            if name is not None and name not in labels:
+                raise CardError(f"expected[{k}]: there is no method '{name}'{suggestion(name, labels)}")
+    return labels
+
+
