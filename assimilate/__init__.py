@@ -42,7 +42,7 @@ _PUBLIC = {
 }
 """Public names and the modules that define them."""
 
-__all__ = [*_PUBLIC, "DISTRIBUTION", "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "DISTRIBUTION", "__version__"]
 
 
 def _check_neighbours() -> None:

@@ -129,7 +129,7 @@ def _path(place: Sequence[str | int], table: Mapping[str, Any]) -> str:
     parts: list[str] = []
     here: Any = table
     for part in place:
-        here = here[part] if isinstance(here, list | dict) and _holds(here, part) else None
+        here = _inside(here, part)
         if isinstance(part, int):
             name = here.get("label") or here.get("type") if isinstance(here, dict) else None
             parts[-1] += f"[{name or part}]"
@@ -138,8 +138,10 @@ def _path(place: Sequence[str | int], table: Mapping[str, Any]) -> str:
     return ".".join(parts)
 
 
-def _holds(here: Any, part: str | int) -> bool:
-    return (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int))
+def _inside(here: Any, part: str | int) -> Any:
+    if isinstance(here, list) and isinstance(part, int):
+        return here[part]
+    return here.get(part) if isinstance(here, dict) else None
 
 
 def _valid_keys(place: Sequence[str | int]) -> list[str]:

@@ -222,13 +222,19 @@ class Expected(Table):
 
 
 class Fit(BaseModel):
-    """How `assimilate fit` trains; keys that are not below are settings of the recipe."""
+    """How `assimilate fit` trains; keys that are not below are settings of the recipe, as tables."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     recipe: str
-    """A recipe of `assimilate.learning`, or `module:function`."""
+    """"transition", "window"..., a key of `assimilate.learning.recipes.RECIPES`."""
+    dynamics: Component | None = None
+    """Simulator that makes the training data; default: that of the truth."""
+    data: str | None = None
+    """A data set to train on instead: a netCDF or Zarr path."""
+    variables: list[str] | None = None
+    """Fields of that data set; transforms are those of [truth]."""
     checkpoint: str | None = None
-    """File that is written; default: `<out>/<card>.safetensors`."""
+    """File that is written; default: out/CARD.safetensors."""
 
     def settings(self) -> dict[str, Any]:
         """The keys that belong to the recipe."""

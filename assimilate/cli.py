@@ -71,7 +71,6 @@ def run_command(
     method, and prints the table.
 
     Examples:
-
     assimilate run florence
 
     assimilate run lorenz63 --seed 7 --out out/seed7
@@ -89,7 +88,6 @@ def run_command(
     loaded = load(card, [*(changes or []), *([f"seed={seed}"] if seed is not None else [])])
     name = path.stem
     folder = out or Path("out") / name
-    _writable(folder)
     _reach(path)
     with Progress() as listener:
         outcome = execute(
@@ -113,7 +111,6 @@ def list_command(
     """List cards, classes that a card can name, or pretrained weights.
 
     Examples:
-
     assimilate list
 
     assimilate list methods
@@ -145,7 +142,6 @@ def fit_command(
     `transition = "FILE"` in a [[method]].
 
     Examples:
-
     assimilate fit lorenz63
 
     assimilate fit my.toml --out mine.safetensors --set fit.steps=12
@@ -153,13 +149,15 @@ def fit_command(
     from assimilate.card_files import find, load
     from assimilate.devices import find_device
     from assimilate.terminal import console
-    from assimilate.training import train
+    from assimilate.training import train_card
 
     path = find(card)
     loaded = load(card, changes or [])
-    file = out or Path(loaded.fit.checkpoint if loaded.fit and loaded.fit.checkpoint else f"out/{path.stem}.safetensors")
+    file = out or Path(
+        loaded.fit.checkpoint if loaded.fit and loaded.fit.checkpoint else f"out/{path.stem}.safetensors"
+    )
     _reach(path)
-    written = train(loaded, file, beside=path.parent, device=find_device(device))
+    written = train_card(loaded, file, beside=path.parent, device=find_device(device))
     console.print(f"[bold]wrote[/] {written}")
 
 
@@ -171,7 +169,6 @@ def report_command(
     """Make the HTML page and the pictures of a result again.
 
     Example:
-
     assimilate report out/florence
     """
     from assimilate.report import render
@@ -229,19 +226,6 @@ def _dtype(name: str) -> Any:
     if name not in known:
         raise UserError(f"--dtype '{name}'; expected float32 or float64")
     return known[name]
-
-
-def _writable(folder: Path) -> None:
-    """Raise a UserError if results could not be written there; nothing is made yet."""
-    import os
-
-    from assimilate.errors import UserError
-
-    above = folder
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out '{folder}': '{above}' is not a folder that can be written to")
 
 
 def _reach(card: Path) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-UNITS = {"s": "second", "min": "minute", "h": "hour", "D": "day"}
+SECONDS = {"s": 1, "min": 60, "h": 3600, "D": 86400}
+"""Units of model time, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Clock:
     @classmethod
     def of(cls, times: xr.DataArray | np.ndarray, unit: str = "h") -> Clock:
         """The clock of a time axis, starting at its first time where it holds dates."""
-        if unit not in UNITS:
-            raise ValueError(f"time unit '{unit}'; expected one of {', '.join(UNITS)}")
+        if unit not in SECONDS:
+            raise ValueError(f"time unit '{unit}'; expected one of {', '.join(SECONDS)}")
         values = np.asarray(times)
         dates = np.issubdtype(values.dtype, np.datetime64)
         return cls(values.reshape(-1)[0] if dates else None, unit)
@@ -44,8 +45,12 @@ class Clock:
             raise ValueError("dates and plain numbers are mixed on one time axis")
         if self.origin is None:
             return values.astype(np.float64)
-        one = np.timedelta64(1, {"min": "m"}.get(self.unit, self.unit))
-        return (values - self.origin) / one.astype("timedelta64[ns]")
+        return (values - self.origin) / self.one
+
+    @property
+    def one(self) -> np.timedelta64:
+        """The length of 1.0, where times are dates."""
+        return np.timedelta64(SECONDS[self.unit], "s").astype("timedelta64[ns]")
 
 
 def check_increasing(times: xr.DataArray | np.ndarray, what: str) -> None:

@@ -25,9 +25,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from assimilate.baselines.base import Baseline
 from assimilate.clock import Clock, check_increasing
 from assimilate.errors import UserError
-from assimilate.baselines.base import Baseline
 from assimilate.filters.base import Filter, FilterState, Info
 from assimilate.posterior.weights import log_normalize
 from assimilate.results import Slice, moments, slice_of
@@ -100,7 +100,7 @@ def prepare_ensemble(
     experiments, members = cycle.streams.rows
     rng = cycle.streams.at(INITIAL_STEP)
     event = cycle.space.event_shape
-    place = {"dtype": cycle.dtype, "device": cycle.device}
+    place: dict[str, Any] = {"dtype": cycle.dtype, "device": cycle.device}
     if initial is None:
         if std is not None:
             raise UserError("an initial std needs an initial state to which noise is added")
@@ -192,7 +192,9 @@ def _advance(
 
 def _slice_of_filter(method: Filter[Any], state: Any, info: Info) -> Slice:
     members, log_weights = method.ensemble(state)
-    background_mean, background_std = moments(info.background, info.background_log_weights)
+    background_mean, background_std = None, None
+    if info.background is not None:
+        background_mean, background_std = moments(info.background, info.background_log_weights)
     return slice_of(
         members,
         log_weights,
@@ -203,9 +205,7 @@ def _slice_of_filter(method: Filter[Any], state: Any, info: Info) -> Slice:
     )
 
 
-def smooth(
-    cycle: Cycle, initial: Tensor | None, start: float, observations: xr.Dataset
-) -> tuple[list[Slice], float]:
+def smooth(cycle: Cycle, initial: Tensor | None, start: float, observations: xr.Dataset) -> tuple[list[Slice], float]:
     """A whole window at once: one `Slice` for each observation time, and the seconds it took.
 
     A smoother gets every time of its own step from `start` on; those without observations as None. `initial` is the

@@ -22,13 +22,14 @@ import xarray as xr
 from assimilate import registry
 from assimilate.cards import Card, Method
 from assimilate.devices import device_in_words, find_device
-from assimilate.errors import UserError
+from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.judging import Judge, expectations
-from assimilate.problem import Problem, check_labels, initial_prior, method_of, prepare
+from assimilate.methods import check_labels, initial_prior, method_of
+from assimilate.problem import Problem, prepare
 from assimilate.results import working_units
 from assimilate.runner import run
-from assimilate.storage import add_group, safe_name, write_groups, write_rows
+from assimilate.storage import add_group, replacing, safe_name, write_groups, write_rows
 from assimilate.verification import units_of
 
 
@@ -129,10 +130,12 @@ def execute(
         registry.check("method", {"type": entry.type, **entry.settings()}, f"method[{labels[index]}]")
     problems = {0: prepare(card, folder=beside, dtype=dtype)}
     first = problems[0]
-    setting = {"folder": beside, "dtype": dtype, "device": place}
+    setting: dict[str, Any] = {"folder": beside, "dtype": dtype, "device": place}
     methods = [
         method_of(first, entry, f"method[{label}]", **setting) for entry, label in zip(card.method, labels, strict=True)
     ]
+    check_scores(card, first)
+    make_folder(folder)
     outcome = Outcome(labels, folder=folder)
     path = folder / "result.nc"
     fresh = True
@@ -159,8 +162,31 @@ def execute(
         fresh = False
         listener.finished(label, scores)
     if not fresh and outcome.failures:
-        add_group(path, "scores", score_table(outcome, first, card), {}, describe(card, name, first, outcome, str(place)))
+        add_group(
+            path, "scores", score_table(outcome, first, card), {}, describe(card, name, first, outcome, str(place))
+        )
     return outcome
+
+
+def check_scores(card: Card, problem: Problem) -> None:
+    """Raise a CardError for a score that no method of this problem can have."""
+    possible = Judge.possible(problem)
+    for where, name in [("scores.names", n) for n in card.scores.names] + [
+        ("expected", e.score) for e in card.expected
+    ]:
+        if name not in possible:
+            raise CardError(f"{where}: there is no score '{name}'{suggestion(name, possible)}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results, or say why it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "result.nc") as draft:
+            draft.touch()
+            draft.unlink()
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be written to: {error.strerror or error}") from error
 
 
 def _all_draws(
@@ -236,7 +262,7 @@ def one_run(
 def score_table(outcome: Outcome, problem: Problem, card: Card) -> xr.Dataset:
     """All scores as a Dataset (label, score); NaN for what a method has not."""
     known = [*card.scores.names, *(n for s in outcome.scores.values() for n in s)]
-    names = sorted(set(known) | set(Judge.possible(problem)), key=lambda n: (known + [n]).index(n))
+    names = sorted(set(known) | set(Judge.possible(problem)), key=lambda n: [*known, n].index(n))
     values = np.full((len(outcome.labels), len(names)), np.nan)
     spreads = values.copy()
     for i, label in enumerate(outcome.labels):
@@ -259,7 +285,11 @@ def describe(card: Card, name: str, problem: Problem, outcome: Outcome, device: 
     from dynamics.transforms import transform_to_dict
 
     initial = card.initial
-    law = {"prior": "drawn from the prior", "known": "the true first state", "perturbed": f"truth + N(0, {initial.std}^2)"}
+    law = {
+        "prior": "drawn from the prior",
+        "known": "the true first state",
+        "perturbed": f"truth + N(0, {initial.std}^2)",
+    }
     attrs = {
         "Conventions": "CF-1.11",
         "title": card.title,

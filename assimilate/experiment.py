@@ -1,8 +1,8 @@
 """Twin experiments: a simulated truth, its observations, and methods that try to find it again.
 
-    twin = Experiment(Lorenz63.flowdas(), likelihood, steps=60, experiments=64, seed=1)
-    truth, observations = twin.simulate()
-    analysis = twin.run(EnKF(twin.dynamics), truth, observations, members=100)
+twin = Experiment(Lorenz63.flowdas(), likelihood, steps=60, experiments=64, seed=1)
+truth, observations = twin.simulate()
+analysis = twin.run(EnKF(twin.dynamics), truth, observations, members=100)
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def examine(analysis: xr.Dataset, examiners: Examiners, problem: Problem) -> xr.
         members = seen(space.to_tensor(analysis, dtype=torch.float64), [*lead, "member", "time"])
     mean, std = moment_space(space, "mean"), moment_space(space, "std")
     centre = seen(mean.to_tensor(analysis, dtype=torch.float64), [*lead, "time"])
-    spread = None
+    spread: Any = None
     if all(f.name in analysis for f in std.fields):
         noise = examiners.likelihood.noise.variance(operator.obs_size, dtype=torch.float64).numpy()
         spread = np.sqrt(seen(std.to_tensor(analysis, dtype=torch.float64), [*lead, "time"]) ** 2 + noise)
@@ -122,8 +122,10 @@ def expectations(card: Card, found: dict[str, dict[str, float]]) -> list[dict[st
         high = wanted.max if wanted.max is not None else math.inf
         if wanted.value is not None and wanted.tolerance is not None:
             low, high = max(low, wanted.value - wanted.tolerance), min(high, wanted.value + wanted.tolerance)
-        bound = f"{low:g} to {high:g}" if low > -math.inf and high < math.inf else (
-            f"at most {high:g}" if high < math.inf else f"at least {low:g}"
+        bound = (
+            f"{low:g} to {high:g}"
+            if low > -math.inf and high < math.inf
+            else (f"at most {high:g}" if high < math.inf else f"at least {low:g}")
         )
         of = f" times that of {wanted.relative_to}" if wanted.relative_to else ""
         out.append(

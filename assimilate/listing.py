@@ -22,7 +22,12 @@ def rows_of(what: str) -> list[dict[str, Any]]:
 
         cards = {name: load(str(path)) for name, path in available().items()}
         return [
-            {"name": n, "summary": c.title, "methods": [m.label or m.type for m in c.method], "file": str(available()[n])}
+            {
+                "name": n,
+                "summary": c.title,
+                "methods": [m.label or m.type for m in c.method],
+                "file": str(available()[n]),
+            }
             for n, c in cards.items()
         ]
     if what == "pretrained":

@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from assimilate import registry
-from assimilate.cards import Card, Method
-from assimilate.cycle import values_of
-from assimilate.errors import CardError, DataError, UserError, suggestion
+from assimilate.cards import Card
+from assimilate.clock import Clock
+from assimilate.errors import CardError, DataError
 from assimilate.experiment import child_seed
-from assimilate.sources import located, open_grid, open_stations, open_truth, places_of, transform_of
+from assimilate.sources import open_grid, open_stations, open_truth, places_of, transform_of
 from assimilate.verification import Scoring
 from dynamics.base import Dynamics, simulate
-from dynamics.random import Streams
 from dynamics.space import Space
 from observations.base import ObservationOperator
-from observations.likelihood import Likelihood, Observation
+from observations.likelihood import Likelihood
 from observations.sampling import Identity, Mask, Stations, random_mask
 from observations.synthetic import observe
 
@@ -97,9 +95,7 @@ class Problem:
         return self.truth.isel(time=0), tuple(std) if isinstance(std, list) else std
 
 
-def prepare(
-    card: Card, *, draw: int = 0, folder: Path | None = None, dtype: torch.dtype = torch.float32
-) -> Problem:
+def prepare(card: Card, *, draw: int = 0, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Problem:
     """Read or simulate the truth, make or read the observations.
 
     Args:
@@ -126,7 +122,9 @@ def prepare(
     if truth is not None:
         missing = ~np.isin(made.observations["time"].values, truth["time"].values)
         if missing.any():
-            raise DataError(f"observations at {made.observations['time'].values[missing][0]}: the truth has no such time")
+            raise DataError(
+                f"observations at {made.observations['time'].values[missing][0]}: the truth has no such time"
+            )
     start = _start(card, truth, made.observations)
     problem = Problem(
         card, made.space, truth, made.observations, made.likelihood, dynamics, start, examiners, made.cells
@@ -277,125 +275,16 @@ def _start(card: Card, truth: xr.Dataset | None, observations: xr.Dataset) -> An
     if card.initial.before == 0.0:
         return first
     if np.issubdtype(first.dtype, np.datetime64):
-        unit = {"min": "m"}.get(card.truth.time_unit, card.truth.time_unit)
-        step = np.timedelta64(1, unit).astype("timedelta64[ns]")
-        return first - step * card.initial.before
+        return first - Clock.of(first, card.truth.time_unit).one * card.initial.before
     return first - card.initial.before
 
 
 def _space_of_methods(card: Card) -> Space:
     """The grid of the first method that has one, for station data without a gridded truth."""
+    from assimilate.methods import transition_of
+
     for index, entry in enumerate(card.method):
         made = transition_of(entry, f"method[{index}]")
         if made is not None:
             return made.space
     raise CardError("stations without a gridded truth need a method with dynamics or a transition: it has the grid")
-
-
-def transition_of(
-    entry: Method, where: str, folder: Path | None = None, device: torch.device | str = "cpu"
-) -> Any:
-    """What a method moves with: a learned transition (or window prior), or a system; None for the truth's own."""
-    if entry.transition is not None:
-        from assimilate.learning.pretrained import load_pretrained
-
-        made = load_pretrained(located(entry.transition, folder), device=device)
-        return made.gaussian() if entry.residual == "gaussian" else made
-    if entry.dynamics is not None:
-        return _dynamics(entry.dynamics.spec(), f"{where}.dynamics")
-    return None
-
-
-def method_of(
-    problem: Problem,
-    entry: Method,
-    where: str,
-    *,
-    folder: Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> Any:
-    """The method of a card, ready to run.
-
-    The class is given what it accepts of: `dynamics` (or `prior`, for smoothers), the `space` of the state, and, for
-    presets that fit themselves, the list of all `observations`.
-
-    Raises:
-        UserError: an unknown class or setting, or dynamics that do not fit the state.
-    """
-    spec = {"type": entry.type, **entry.settings()}
-    moved = transition_of(entry, where, folder, device) or problem.dynamics
-    if moved is not None:
-        moved = on_grid(moved, problem.space, where)
-        if dtype == torch.float64 and entry.transition is not None:
-            moved = moved.to(dtype=dtype)
-    factory, _ = registry.check("method", spec, where)
-    accepted = registry.settings_of(factory)
-    given: dict[str, Any] = {"space": problem.space}
-    if moved is not None:
-        given |= {"dynamics": moved, "prior": moved}
-    if "observations" in accepted:
-        given["observations"] = observation_list(problem)
-    needed = [n for n in ("dynamics", "prior") if n in accepted and n not in given]
-    if needed:
-        raise CardError(f"{where}: {entry.type} needs 'transition' or 'dynamics'")
-    registry.check("method", spec, where, given=given)
-    return registry.build("method", spec, where, **given)
-
-
-def observation_list(problem: Problem) -> list[Observation]:
-    """All observations of a problem, for methods that fit their settings to them."""
-    times = range(problem.observations.sizes["time"])
-    seen = (problem.observations.isel(time=k).load() for k in times)
-    likelihood = problem.likelihood
-    return [Observation(likelihood, values_of(now, likelihood, problem.experiments).float()) for now in seen]
-
-
-def on_grid(dynamics: Any, space: Space, where: str) -> Any:
-    """Dynamics whose Space is that of the problem; a learned one that runs on any grid is moved there.
-
-    Raises:
-        UserError: the variables, units or grid differ.
-    """
-    own = dynamics.space
-    if own == space:
-        return dynamics
-    if len(own.channels) != len(space.channels) or len(own.grid) != len(space.grid):
-        raise UserError(f"{where}: the dynamics are of {own!r}, the state is {space!r}")
-    units = [(f.units, repr(f.transform)) for f in own.fields], [(f.units, repr(f.transform)) for f in space.fields]
-    if units[0] != units[1]:
-        raise UserError(f"{where}: the dynamics are in {units[0]}, the state is in {units[1]}")
-    if own.event_shape == space.event_shape or own.grid:
-        return replace(dynamics, space=space)
-    raise UserError(f"{where}: the dynamics have events {own.event_shape}, the state {space.event_shape}")
-
-
-def initial_prior(problem: Problem, members: int, seed: int, dtype: torch.dtype) -> Tensor | None:
-    """Members from the prior of a system that the card names for it; None for the method's own."""
-    named = problem.card.initial.dynamics
-    if named is None:
-        return None
-    system = on_grid(_dynamics(named.spec(), "initial.dynamics"), problem.space, "initial.dynamics")
-    rng = Streams(child_seed(seed, "prior"), problem.experiments, members).at(0)
-    return system.prior((problem.experiments, members), rng=rng, dtype=dtype)
-
-
-def check_labels(card: Card) -> list[str]:
-    """Labels of the methods, each different; the class's usual name is the default.
-
-    Raises:
-        CardError: two methods have the same label, or an expected score names none of them.
-    """
-    labels: list[str] = []
-    for entry in card.method:
-        label = entry.label or str(getattr(registry.resolve("method", entry.type), "name", entry.type))
-        if label in labels:
-            raise CardError(f"two methods are called '{label}'; give them different labels")
-        labels.append(label)
-    for k, wanted in enumerate(card.expected):
-        for name in (wanted.method, wanted.relative_to):
-            if name is not None and name not in labels:
-                raise CardError(f"expected[{k}]: there is no method '{name}'{suggestion(name, labels)}")
-    return labels
-
-

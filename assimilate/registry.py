@@ -124,7 +124,9 @@ def build(kind: str, spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     arguments = {k: v for k, v in given.items() if k in accepted and k not in settings}
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and "type" in value
-        made = build(_kind_of(key, value["type"], where), value, f"{where}.{key}", **given) if nested else _frozen(value)
+        made = (
+            build(_kind_of(key, value["type"], where), value, f"{where}.{key}", **given) if nested else _frozen(value)
+        )
         arguments[key] = made
     try:
         return factory(**arguments)
@@ -154,9 +156,7 @@ def check(kind: str, spec: Mapping[str, Any], where: str, given: Mapping[str, An
             check(_kind_of(key, value["type"], where), value, f"{where}.{key}")
         else:
             _check_type(accepted[key], value, f"{where}.{key}")
-    missing = [
-        n for n, p in accepted.items() if p.default is p.empty and n not in settings and n not in (given or {})
-    ]
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in settings and n not in (given or {})]
     if missing and given is not None:
         raise UserError(f"{where}: {spec['type']} needs '{missing[0]}'")
     return factory, settings

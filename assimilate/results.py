@@ -6,8 +6,8 @@
     log_weights               (experiment, member, time)          where members are not equally likely
     log_evidence, ess         (experiment, time)
 
-Moments are in the units that are assimilated, log(1 + mm) for rain: there the mean is the best estimate, and there it is
-scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single field
+Moments are in the units that are assimilated, log(1 + mm) for rain: there the mean is the best estimate, and there it
+is scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single field
 has only moments. Stored members may be fewer than the method ran (`keep`): they are then equally likely again.
 """
 
@@ -132,7 +132,9 @@ def to_dataset(
     lead = ("experiment", "time") if experiments else ("time",)
     parts: list[xr.Dataset] = []
     if slices[0].members is not None:
-        kept = [keep_members(s.members, s.log_weights, keep or s.members.shape[1]) for s in slices if s.members is not None]
+        kept = [
+            keep_members(s.members, s.log_weights, keep or s.members.shape[1]) for s in slices if s.members is not None
+        ]
         members = torch.stack([m for m, _ in kept], 2)
         dims = ("experiment", "member", "time") if experiments else ("member", "time")
         parts.append(space.to_dataset(members if experiments else members[0], dims, coords))

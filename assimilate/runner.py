@@ -5,8 +5,8 @@
     analyses = stream(EnKF(Lorenz63()), likelihood=likelihood, members=50, seed=1)
     analysis = analyses.send(observations_of_now)
 
-Both give the same numbers: analysis k draws from `Streams(seed, E, N).at(k)`. Observations may be dask-backed and larger
-than memory; they are read one chunk of times at a time. Dimensions of the result are described in `assimilate.results`.
+Both give the same numbers: analysis k draws from `Streams(seed, E, N).at(k)`. Observations may be dask-backed and
+larger than memory; they are read one chunk of times at a time. What a result looks like: `assimilate.results`.
 """
 
 from __future__ import annotations
@@ -185,8 +185,9 @@ def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tupl
         experiments = max(experiments, initial.shape[0])
     start = settings.start
     if start is None:
-        held = isinstance(initial, xr.Dataset) and "time" in initial.coords and initial["time"].ndim == 0
-        start = initial["time"] if held else observations["time"][0]
+        start = observations["time"][0]
+        if isinstance(initial, xr.Dataset) and "time" in initial.coords and initial["time"].ndim == 0:
+            start = initial["time"]
     clock = Clock.of(xr.DataArray(start), settings.time_unit)
     began, first_time = (float(clock.numbers(t)[0]) for t in (xr.DataArray(start), observations["time"][0]))
     if first_time < began:
@@ -256,12 +257,7 @@ def joined(parts: list[xr.Dataset]) -> xr.Dataset:
         return parts[0]
     if any("log_weights" in p for p in parts):
         weighted = next(p for p in parts if "log_weights" in p)["log_weights"]
-        parts = [
-            p
-            if "log_weights" in p
-            else p.assign(log_weights=_equal_weights(p, weighted))
-            for p in parts
-        ]
+        parts = [p if "log_weights" in p else p.assign(log_weights=_equal_weights(p, weighted)) for p in parts]
     return xr.concat(parts, "time", data_vars="minimal", coords="minimal", compat="override", join="override")
 
 

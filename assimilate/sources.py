@@ -52,7 +52,9 @@ def open_truth(truth: Truth, folder: Path | None = None) -> tuple[xr.Dataset, Sp
         data = _between(data, truth.time, truth.data)
     for dim, ends in truth.region.items():
         if dim not in data.dims or len(ends) != 2:
-            raise DataError(f"truth.region: '{dim}' = {ends}; expected two indices{suggestion(dim, map(str, data.dims))}")
+            raise DataError(
+                f"truth.region: '{dim}' = {ends}; expected two indices{suggestion(dim, map(str, data.dims))}"
+            )
         data = data.isel({dim: slice(*ends)})
     chosen = transform_of(truth)
     transforms = {str(n): chosen for n in data.data_vars}
@@ -184,7 +186,9 @@ def _between(data: xr.Dataset, ends: list[str], name: str) -> xr.Dataset:
         raise DataError(f"truth.time: {ends} cannot be compared with the times of '{name}': {error}") from error
     if chosen.sizes["time"] == 0:
         times = data["time"].values
-        raise DataError(f"truth.time: '{name}' has no time between {ends[0]} and {ends[1]}; it has {times[0]} to {times[-1]}")
+        raise DataError(
+            f"truth.time: '{name}' has no time between {ends[0]} and {ends[1]}; it has {times[0]} to {times[-1]}"
+        )
     return chosen
 
 
@@ -192,10 +196,14 @@ def _only(data: xr.Dataset, wanted: Observations) -> str:
     names = [str(n) for n, v in data.data_vars.items() if "time" in v.dims and v.dtype.kind in "fiu"]
     if wanted.variable is not None:
         if wanted.variable not in names:
-            raise DataError(f"'{wanted.data}' has no variable '{wanted.variable}' with a time{suggestion(wanted.variable, names)}")
+            raise DataError(
+                f"'{wanted.data}' has no variable '{wanted.variable}' with a time{suggestion(wanted.variable, names)}"
+            )
         return wanted.variable
     if len(names) != 1:
-        raise DataError(f"'{wanted.data}' has {names or 'no variables'} with a time; say which with observations.variable")
+        raise DataError(
+            f"'{wanted.data}' has {names or 'no variables'} with a time; say which with observations.variable"
+        )
     return names[0]
 
 
@@ -253,6 +261,8 @@ def _table(path: str, wanted: Observations) -> xr.Dataset:
     check_increasing(times, path)
     values = np.full((len(times), len(stations)), np.nan)
     index = pd.MultiIndex.from_frame(stations)
-    values[np.searchsorted(times, rows["time"].to_numpy()), index.get_indexer(pd.MultiIndex.from_frame(rows[places]))] = rows[value]
+    values[
+        np.searchsorted(times, rows["time"].to_numpy()), index.get_indexer(pd.MultiIndex.from_frame(rows[places]))
+    ] = rows[value]
     coords: dict[str, Any] = {p: ("station", stations[p].to_numpy()) for p in places}
     return xr.Dataset({value: (("time", "station"), values)}, {"time": times, **coords})

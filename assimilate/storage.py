@@ -21,7 +21,7 @@ import xarray as xr
 
 @contextmanager
 def replacing(path: Path, *, copy: bool = False) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends well.
+    """A temporary path that takes the place of `path` when the block ends well (if it was written).
 
     Args:
         path: the target.
@@ -33,7 +33,8 @@ def replacing(path: Path, *, copy: bool = False) -> Iterator[Path]:
         if copy and path.exists():
             shutil.copyfile(path, draft)
         yield draft
-        os.replace(draft, path)
+        if draft.exists():
+            os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 

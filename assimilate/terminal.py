@@ -37,14 +37,16 @@ class Progress:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Progress:
-        self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def started(self, label: str, analyses: int) -> None:
-        """A bar for the method."""
+        """A bar for the method; the first one starts the display, so that an early error stands alone."""
+        self.bars.start()
         self.tasks[label] = self.bars.add_task(label, total=analyses)
 
     def advanced(self, label: str) -> None:
@@ -68,7 +70,9 @@ def print_outcome(card: Card, outcome: Outcome, page: Path) -> None:
     table.add_column("method", no_wrap=True)
     for c in columns:
         unit = outcome.units.get(c, "1")
-        table.add_column(score_title(c) + ("" if unit in ("1", "s", "members", "nat") else f"\n[dim]{unit}"), justify="right")
+        table.add_column(
+            score_title(c) + ("" if unit in ("1", "s", "members", "nat") else f"\n[dim]{unit}"), justify="right"
+        )
     best = {c: best_of(c, [s.get(c, float("nan")) for s in outcome.scores.values()]) for c in columns}
     for label in outcome.labels:
         if label in outcome.scores:

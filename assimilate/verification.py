@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,9 +136,7 @@ class Estimated(NamedTuple):
         return weighted_mean(self.members, normal_weights(self.members, self.log_weights))
 
 
-def compare(
-    estimate: Estimated, target: xr.DataArray, areas: xr.DataArray | float, scoring: Scoring
-) -> xr.Dataset:
+def compare(estimate: Estimated, target: xr.DataArray, areas: xr.DataArray | float, scoring: Scoring) -> xr.Dataset:
     """The statistics of an estimate and its target; cells where the target is NaN count nothing."""
     mean = estimate.centre
     average = _CellMean(target, areas)
@@ -154,9 +152,7 @@ def compare(
     if members is not None and members.sizes["member"] > 1:
         out |= _of_ensemble(members, target, estimate.log_weights, average, scale, estimate.std)
     else:
-        out["crps"] = average(
-            abs(mean - target) if estimate.std is None else gaussian_crps(mean, estimate.std, target)
-        )
+        out["crps"] = average(abs(mean - target) if estimate.std is None else gaussian_crps(mean, estimate.std, target))
         out["crps_fair"] = out["crps"]
         if estimate.std is not None:
             out["variance"] = average(estimate.std**2)
@@ -179,7 +175,7 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
     some = pooled.isel(time=slice(scoring.drop, None)) if "time" in pooled.dims else pooled
     mean = _pool(some, [d for d in ("time", "channel") if d in some.dims])
 
-    def average(x: xr.DataArray) -> float:
+    def average(x: Any) -> float:
         return float(x.mean())
 
     square = np.sqrt(mean["normalised_square"])
@@ -206,7 +202,7 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
 def series(pooled: xr.Dataset) -> xr.Dataset:
     """RMSE, CRPS and spread at each time, pooled over channels and averaged over experiments."""
     mean = _pool(pooled.drop_dims("rank", errors="ignore"), ["channel"])
-    found = {"rmse": np.sqrt(mean["squared_error"]), "crps": mean["crps"]}
+    found: dict[str, Any] = {"rmse": np.sqrt(mean["squared_error"]), "crps": mean["crps"]}
     if "variance" in mean:
         found["spread"] = np.sqrt(mean["variance"])
     return xr.Dataset({k: v.mean("experiment") if "experiment" in v.dims else v for k, v in found.items()})

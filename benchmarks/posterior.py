@@ -76,7 +76,11 @@ def gaussian_problem(isotropic: bool = False) -> Problem:
     truth = mean + torch.linalg.cholesky(covariance) @ torch.randn(6, generator=rng, dtype=torch.float64)
     y = matrix @ truth + 0.2 * torch.randn(3, generator=rng, dtype=torch.float64)
     return Problem(
-        torch.ones(1, dtype=torch.float64), mean[None], covariance[None], Likelihood(Matrix((6,), matrix), GaussianNoise(0.2)), y
+        torch.ones(1, dtype=torch.float64),
+        mean[None],
+        covariance[None],
+        Likelihood(Matrix((6,), matrix), GaussianNoise(0.2)),
+        y,
     )
 
 
@@ -89,7 +93,13 @@ def mixture_problem() -> Problem:
 
 
 def sample(
-    problem: Problem, guidance: Guidance | None, sampler: Sampler, path: GaussianPath, times: Tensor, samples: int, seed: int
+    problem: Problem,
+    guidance: Guidance | None,
+    sampler: Sampler,
+    path: GaussianPath,
+    times: Tensor,
+    samples: int,
+    seed: int,
 ) -> Tensor:
     """Samples of the guided sampler, `(samples, d)`, float64; an interpolant starts from the origin."""
     rng = torch.Generator().manual_seed(seed)
@@ -113,7 +123,9 @@ def scores(problem: Problem, x: Tensor, seed: int = 0) -> dict[str, float]:
     pick = torch.multinomial(weights, len(x), replacement=True, generator=rng)
     z = torch.randn(len(x), means.shape[1], generator=rng, dtype=torch.float64)
     reference = means[pick] + (torch.linalg.cholesky(covariances)[pick] @ z[..., None]).squeeze(-1)
-    directions = torch.nn.functional.normalize(torch.randn(means.shape[1], 64, generator=rng, dtype=torch.float64), dim=0)
+    directions = torch.nn.functional.normalize(
+        torch.randn(means.shape[1], 64, generator=rng, dtype=torch.float64), dim=0
+    )
     sliced = ((x @ directions).sort(0).values - (reference @ directions).sort(0).values).abs().mean()
     result = {
         "mean": float(((x.mean(0) - mean) / total.diagonal().sqrt()).square().mean().sqrt()),
@@ -182,7 +194,9 @@ def main() -> None:
     for row in rows:
         numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
         print(f"{row['problem']:10s} {row['guidance']:24s} {row['path']:12s} {row['sampler']}  {numbers}")
-    settings.out.write_text(json.dumps({"samples": settings.samples, "levels": settings.levels, "rows": rows}, indent=1))
+    settings.out.write_text(
+        json.dumps({"samples": settings.samples, "levels": settings.levels, "rows": rows}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ class Baseline(Protocol):
     name: ClassVar[str]
     exactness: ClassVar[Exactness]
 
+    @property
+    def space(self) -> Space:
+        """What an estimate is."""
+        ...
+
     def estimate(self, observation: Observation | None, time: float) -> Estimate:
         """The field at `time`.
 

@@ -18,6 +18,7 @@ from assimilate.baselines.persistence import without_evidence
 from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info
 from dynamics.base import Dynamics
 from dynamics.random import Rng
+from dynamics.space import Space
 from observations.likelihood import Observation
 
 
@@ -26,40 +27,43 @@ class Climatology:
     """The mean and standard deviation of a record, at all times the same.
 
     Args:
+        space: what a state is.
         mean: `(*event)` in Space units.
         std: `(*event)`, at least 0.
     """
 
+    space: Space
     mean: Tensor
     std: Tensor
     name: ClassVar[str] = "climatology"
     exactness: ClassVar[Exactness] = "biased"
 
     def __post_init__(self) -> None:
-        """Check that the shapes are one event's."""
-        if self.mean.shape != self.std.shape:
-            raise ValueError(f"mean has shape {tuple(self.mean.shape)}, std {tuple(self.std.shape)}; expected one event")
+        """Check the shapes and the signs."""
+        event = self.space.event_shape
+        if tuple(self.mean.shape) != event or tuple(self.std.shape) != event:
+            raise ValueError(f"mean has shape {tuple(self.mean.shape)}, std {tuple(self.std.shape)}; expected {event}")
         if not bool((self.std >= 0).all()):
             raise ValueError("std is negative or NaN somewhere; expected standard deviations")
 
     @classmethod
-    def fit(cls, states: Tensor, *, event_dims: int, pooled: bool = False) -> Climatology:
+    def fit(cls, states: Tensor, space: Space, *, pooled: bool = False) -> Climatology:
         """From many states.
 
         Args:
             states: `(*b, *event)` in Space units, at least 2 of them.
-            event_dims: number of dims of an event, `len(space.event_shape)`.
+            space: what a state is.
             pooled: whether all cells of a channel share one mean and standard deviation.
         """
-        flat = states.reshape(-1, *states.shape[states.ndim - event_dims :])
+        flat = states.reshape(-1, *space.event_shape)
         if flat.shape[0] < 2:
             raise ValueError("a climatology needs at least 2 states")
         mean, std = flat.mean(0), flat.std(0)
-        if pooled and event_dims > 1:
+        if pooled and space.grid:
             values = flat.transpose(0, 1).flatten(1)
-            shape = (-1, *[1] * (event_dims - 1))
+            shape = (-1, *[1] * len(space.grid))
             mean, std = (v.reshape(shape).expand_as(mean).clone() for v in (values.mean(1), values.std(1)))
-        return cls(mean, std)
+        return cls(space, mean, std)
 
     def estimate(self, observation: Observation | None, time: float) -> Estimate:
         """The same field and spread at every time. See `Baseline.estimate`."""

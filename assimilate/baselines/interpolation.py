@@ -102,7 +102,7 @@ def nearest_weights(space: Space, positions: Tensor) -> Weights:
 
 
 def linear_weights(space: Space, positions: Tensor) -> Weights:
-    """Barycentric weights inside the hull of the places `(m, n_dims)`, no two of them equal; 1 on the nearest outside."""
+    """Barycentric weights inside the hull of the different places `(m, n_dims)`, 1 on the nearest outside."""
     nearest = nearest_weights(space, positions)
     owner, places = _repeated(space, positions.cpu().numpy())
     scale = _flattening(space)

@@ -177,7 +177,7 @@ def _pairs(groups: Sequence[PointValues]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _start(groups: Sequence[PointValues]) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """First guess of log (variance, length) and bounds: a length between a tenth of the nearest distance and 20 extents."""
+    """First guess of log (variance, length), and bounds: lengths from a tenth of the nearest distance to 20 extents."""
     pooled = torch.cat([group.values.flatten() for group in groups])
     spread = math.log(float(pooled.var()))
     extent = max(float(group.distance.max()) for group in groups)

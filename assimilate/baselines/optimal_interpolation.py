@@ -169,7 +169,9 @@ class OptimalInterpolation:
                 mean[pattern.experiments, block.cells] += departures @ block.weights
                 std[pattern.experiments, block.cells] = block.std
         event = (-1, *self.space.event_shape)
-        return Estimate(without_no_data(mean.reshape(event), self.space), without_no_data(std.reshape(event), self.space))
+        return Estimate(
+            without_no_data(mean.reshape(event), self.space), without_no_data(std.reshape(event), self.space)
+        )
 
     def _blocks(self, pattern: Pattern) -> Sequence[Block] | Iterator[Block]:
         assert pattern.variance is not None

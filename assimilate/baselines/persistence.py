@@ -17,6 +17,7 @@ from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info
 from assimilate.filters.departures import observed_values
 from dynamics.base import Dynamics
 from dynamics.random import Rng
+from dynamics.space import Space
 from observations.likelihood import Observation
 
 
@@ -25,10 +26,12 @@ class Persistence:
     """The last state of a record that is earlier than the time asked for.
 
     Args:
+        space: what a state is.
         states: `(E, K, *event)` in Space units, E = 1 for all experiments alike.
         times: K increasing times of these states.
     """
 
+    space: Space
     states: Tensor
     times: tuple[float, ...]
     name: ClassVar[str] = "persistence"
@@ -37,10 +40,11 @@ class Persistence:
     def __post_init__(self) -> None:
         """Check that there is one time for each state and that they increase."""
         object.__setattr__(self, "times", tuple(float(time) for time in self.times))
-        if self.states.ndim < 3 or self.states.shape[1] != len(self.times) or not self.times:
+        expected = (len(self.times), *self.space.event_shape)
+        if not self.times or tuple(self.states.shape[1:]) != expected:
             raise ValueError(
-                f"states have shape {tuple(self.states.shape)} for {len(self.times)} times; expected "
-                "(experiment, time, channel, *grid) with one time for each state"
+                f"states have shape {tuple(self.states.shape)}; expected (experiment, *{expected}), "
+                f"one state for each of the {len(self.times)} times"
             )
         if any(b <= a for a, b in zip(self.times[:-1], self.times[1:], strict=True)):
             raise ValueError("the times of the states do not increase")

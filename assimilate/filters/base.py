@@ -7,7 +7,8 @@ batched computation, and an experiment never looks at another. A filter is a fro
 first field and two class attributes: `name`, the usual name of the method, and `exactness`:
 
     "exact"        the posterior of a linear-Gaussian system, with any number of members (Kalman filter)
-    "consistent"   the exact posterior as the number of members grows (particle filters; EnKF and ETKF on linear systems)
+    "consistent"   the exact posterior as the number of members grows: particle filters on any system, EnKF and ETKF on
+                   linear Gaussian ones
     "biased"       neither (localised analyses, for instance)
 
 Observations of NaN are not observed, and `None` is no observation at all: both leave the forecast as it is.
@@ -103,7 +104,7 @@ class Filter(Protocol[State]):
     def step(self, state: State, observation: Observation | None, time: float, *, rng: Rng) -> tuple[State, Info]:
         """Forecast to `time`, then assimilate `observation` (None: forecast only).
 
-        `observation.y` has shape `(*obs)`, the same for all experiments, or `(E, *obs)`. `rng` belongs to this step:
+        `observation.y` has shape `(*obs)`, the same for all experiments, or `(E, 1, *obs)`. `rng` belongs to this step:
         the caller passes `streams.at(k)`.
         """
         ...

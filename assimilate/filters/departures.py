@@ -45,9 +45,7 @@ def gaussian_departures(observation: Observation, members: Tensor, *, method: st
     residual = observation.likelihood.residual(observation.y, members).flatten(2)
     departure = residual.mean(1)
     zeros = torch.zeros_like(departure)
-    return Departures(
-        departure, departure.unsqueeze(1) - residual, observed, noise.log_prob(zeros, observed)
-    )
+    return Departures(departure, departure.unsqueeze(1) - residual, observed, noise.log_prob(zeros, observed))
 
 
 def gaussian_noise(observation: Observation, *, method: str) -> GaussianNoise:
@@ -55,8 +53,7 @@ def gaussian_noise(observation: Observation, *, method: str) -> GaussianNoise:
     noise = observation.likelihood.noise
     if not isinstance(noise, GaussianNoise):
         raise CapabilityError(
-            f"{method} needs Gaussian observation noise; {type(noise).__name__} was given. A particle filter or FlowDAS "
-            "takes any noise"
+            f"{method} needs Gaussian observation noise; {type(noise).__name__} was given. Particle filters take any"
         )
     return noise
 

@@ -134,7 +134,7 @@ def split(members: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def centred_perturbations(found: Departures, *, rng: Rng) -> Tensor:
-    """Whitened observation noise `(E, N, m)` with member mean 0 and expected sample covariance I; 0 where not observed."""
+    """Whitened observation noise `(E, N, m)`: member mean 0, expected sample covariance I, 0 where not observed."""
     n = found.spread.shape[1]
     noise = normal(rng, tuple(found.spread.shape), dtype=found.spread.dtype, device=found.spread.device)
     noise = (noise - noise.mean(1, keepdim=True)) * math.sqrt(n / (n - 1))

@@ -46,14 +46,14 @@ def inflate(
     if inflation == 1 and relaxation == 0:
         return members
     mean = members.mean(1, keepdim=True)
-    factor = torch.full_like(mean, inflation)
+    excess = torch.full_like(mean, inflation - 1)
     if relaxation:
         after, before = members.std(1, keepdim=True), background.std(1, keepdim=True)
         # Without spread after the analysis there is nothing to rescale.
         relaxed = 1 + relaxation * (before - after) / torch.where(after > 0, after, torch.inf)
-        factor = factor * relaxed
-    factor = torch.where(observed.unsqueeze(1), factor, 1.0)
-    return mean + factor * (members - mean)
+        excess = inflation * relaxed - 1
+    # Added to the members, so that what is not observed stays to the last bit.
+    return members + torch.where(observed.unsqueeze(1), excess, 0.0) * (members - mean)
 
 
 def rotate(members: Tensor, observed: Tensor, *, rng: Rng) -> Tensor:
@@ -67,7 +67,9 @@ def rotate(members: Tensor, observed: Tensor, *, rng: Rng) -> Tensor:
     experiments, n = members.shape[:2]
     draws = normal(rng, (experiments, n, n), dtype=torch.float64, device=members.device)
     rotation = mean_preserving_rotation(draws)
-    rotation = torch.where(observed.reshape(-1, 1, 1), rotation, torch.eye(n, dtype=rotation.dtype, device=members.device))
+    rotation = torch.where(
+        observed.reshape(-1, 1, 1), rotation, torch.eye(n, dtype=rotation.dtype, device=members.device)
+    )
     mean = members.mean(1, keepdim=True)
     mixed = rotation.to(members.dtype) @ (members - mean).flatten(2)
     return mean + mixed.reshape(members.shape)

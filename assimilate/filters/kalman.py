@@ -172,9 +172,7 @@ def update(
     explained = torch.linalg.solve_triangular(root, gain, upper=False)
     score = torch.linalg.solve_triangular(root, departure.unsqueeze(-1), upper=False)
     log_det = 2 * torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
-    evidence = noise.log_prob(torch.zeros_like(departure), observed) - 0.5 * (
-        log_det + score.square().sum((-2, -1))
-    )
+    evidence = noise.log_prob(torch.zeros_like(departure), observed) - 0.5 * (log_det + score.square().sum((-2, -1)))
     mean = mean + (explained.mT @ score).squeeze(-1)
     return mean, symmetric(covariance - explained.mT @ explained), evidence
 
@@ -184,7 +182,9 @@ def linear_step(dynamics: Dynamics, time: float, device: torch.device | str = "c
     assert isinstance(dynamics, TransitionDensity)
     event = dynamics.space.event_shape
     size = math.prod(event)
-    points = torch.cat([torch.zeros(1, size, dtype=torch.float64, device=device), torch.eye(size, dtype=torch.float64, device=device)])
+    points = torch.cat(
+        [torch.zeros(1, size, dtype=torch.float64, device=device), torch.eye(size, dtype=torch.float64, device=device)]
+    )
     mean, covariance = dynamics.moments(points.reshape(-1, *event), time)
     mean = mean.reshape(size + 1, size)
     return LinearStep((mean[1:] - mean[0]).mT, mean[0], covariance.dense().to(device, torch.float64))
@@ -193,11 +193,15 @@ def linear_step(dynamics: Dynamics, time: float, device: torch.device | str = "c
 def check_linear(dynamics: Dynamics, *, method: str) -> None:
     """Raise a CapabilityError unless the dynamics is a `TransitionDensity` with an affine mean and a constant Q."""
     if not isinstance(dynamics, TransitionDensity):
-        raise CapabilityError(f"{method} needs dynamics with moments() and log_prob(); {type(dynamics).__name__} has none")
+        raise CapabilityError(
+            f"{method} needs dynamics with moments() and log_prob(); {type(dynamics).__name__} has none"
+        )
     step = linear_step(dynamics, 0.0)
     size = step.offset.numel()
     # Two probes that are no basis vectors: a quadratic map is not affine there.
-    probes = torch.stack([torch.linspace(-2.0, 3.0, size, dtype=torch.float64), torch.full((size,), -1.5, dtype=torch.float64)])
+    probes = torch.stack(
+        [torch.linspace(-2.0, 3.0, size, dtype=torch.float64), torch.full((size,), -1.5, dtype=torch.float64)]
+    )
     mean, covariance = dynamics.moments(probes.reshape(-1, *dynamics.space.event_shape), 0.0)
     expected = probes @ step.matrix.mT + step.offset
     scale = 1e-6 * (1 + expected.abs().max())

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite, forecast
-from assimilate.filters.departures import Departures, gaussian_departures
+from assimilate.filters.departures import Departures, gaussian_departures, gaussian_noise
 from assimilate.filters.ensemble import split, unobserved
 from assimilate.filters.inflation import check_spread_settings, inflate, rotate
 from assimilate.filters.localization import check_radius, gaspari_cohn
@@ -125,7 +125,7 @@ class LETKF(EnsembleFilter):
         """Members after the analysis and which cells an observation reached, `(E, 1, *grid)`."""
         experiments, n = background.shape[:2]
         space = self.dynamics.space
-        mean, anomalies = split(background)
+        _, anomalies = split(background)
         grid = math.prod(space.grid_shape)
         anomalies = anomalies.reshape(experiments, n, -1, grid)
         increments = torch.zeros_like(anomalies)
@@ -162,13 +162,13 @@ class LETKF(EnsembleFilter):
 def local_departures(observation: Observation, members: Tensor) -> Departures:
     """Departures whose values belong to one place each; CapabilityError if they do not."""
     found = gaussian_departures(observation, members, method="LETKF")
-    operator, noise = observation.likelihood.operator, observation.likelihood.noise
+    operator = observation.likelihood.operator
     if operator.positions is None:
         raise CapabilityError(
             f"LETKF needs to know where each observed value is; {operator!r} has no positions: give it a Space and a "
             "carry() that returns places, or use ETKF or EnKF"
         )
-    if not noise.diagonal:
+    if not gaussian_noise(observation, method="LETKF").diagonal:
         raise CapabilityError(
             "LETKF weighs every observed value by its distance, so their errors must be independent; the noise has a "
             "full covariance: use GaussianNoise(std=...), ETKF or EnKF"

@@ -193,9 +193,7 @@ def weigh(
             log_weights, evidence = log_normalize(start.log_weights + increments)
         except WeightCollapse as error:
             raise Diverged(method, time, last, str(error)) from error
-    info = Info(
-        background, evidence, effective_sample_size(log_weights), start.log_weights, start.ancestors
-    )
+    info = Info(background, evidence, effective_sample_size(log_weights), start.log_weights, start.ancestors)
     return FilterState(members, log_weights, float(time)), info
 
 

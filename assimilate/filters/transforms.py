@@ -5,7 +5,7 @@ observations, `d = R^-1/2 (y - mean)` and `c = N - 1`:
 
     Kalman increment          K d       = d S^T (S S^T + c I_N)^-1 A  =  d (S^T S + c I_m)^-1 S^T A
     symmetric square root     A_a       = T A,    T = sqrt(c) (S S^T + c I_N)^-1/2
-    log evidence              log p(y)  = log N(y; mean, R)|_{d = 0} - 1/2 log det(I + S S^T / c) - 1/2 d (I + S^T S / c)^-1 d
+    log evidence              log p(y)  = log N(0; 0, R) - 1/2 log det(I + S S^T / c) - 1/2 d (I + S^T S / c)^-1 d^T
 
 The smaller of the two Gram matrices is factored, in float64: it is tiny beside the ensemble, and its condition number
 is the square of the ensemble's. Unobserved values are zeros in S and d and so contribute nothing. Leading dims are

@@ -82,7 +82,8 @@ def save_checkpoint(
     networks = {}
     for name, network in checkpoint.networks.items():
         kind = architecture_name(network, architectures)
-        networks[name] = {"architecture": kind, "settings": asdict(network.settings)}
+        settings: Any = network.settings
+        networks[name] = {"architecture": kind, "settings": asdict(settings)}
         tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
     header = {
         "kind": checkpoint.kind,
@@ -212,7 +213,8 @@ def write_tensors(
 
 def path_to_dict(path: Path) -> dict[str, Any]:
     """A path's class name and settings."""
-    return {"name": type(path).__name__, "settings": asdict(path)}
+    settings: Any = path
+    return {"name": type(path).__name__, "settings": asdict(settings)}
 
 
 def path_from_dict(entry: Mapping[str, Any]) -> Path:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from assimilate.learning.checkpoint import CheckpointError, read_tensors, write_
 from assimilate.learning.objectives import Batch, Objective
 
 Draw = Callable[[int, torch.Generator], Batch]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class FitSettings:
             raise ValueError(f"{self}: learning_rate and clip must be positive")
 
 
-class Fitted(NamedTuple):
+class Fitted(NamedTuple, Generic[Model]):
     """What training gives.
 
     Attributes:
@@ -83,14 +84,14 @@ class Fitted(NamedTuple):
         record: steps, seconds, losses and settings, as JSON can hold them.
     """
 
-    model: nn.Module
+    model: Model
     record: dict[str, Any]
 
 
-class _Run:
+class _Run(Generic[Model]):
     """The state of a training run; the only mutable thing here."""
 
-    def __init__(self, model: nn.Module, settings: FitSettings, device: torch.device | str) -> None:
+    def __init__(self, model: Model, settings: FitSettings, device: torch.device | str) -> None:
         self.settings = settings
         self.model = model.to(device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -123,8 +124,8 @@ class _Run:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
-            for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                mean.copy_(now)
+            for held, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                held.copy_(current)
         self.smoothed = value if math.isnan(self.smoothed) else 0.98 * self.smoothed + 0.02 * value
         self.step += 1
 
@@ -185,7 +186,7 @@ class _Run:
 
 
 def fit(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     draw: Draw,
     settings: FitSettings,
@@ -195,7 +196,7 @@ def fit(
     progress: bool = False,
     name: str = "training",
     device: torch.device | str = "cpu",
-) -> Fitted:
+) -> Fitted[Model]:
     """Train a model.
 
     Args:
@@ -244,7 +245,7 @@ def fit(
     return Fitted(run.average, record)
 
 
-def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, build: Callable[[], Model]) -> Model:
     """A new model whose initial weights depend on `seed` alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -253,7 +254,9 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
 
 def _to(batch: Batch, device: torch.device | str) -> Batch:
     """The batch on another device."""
-    return Batch(*(None if part is None else part.to(device) for part in batch))
+    clean, *others = (None if part is None else part.to(device) for part in batch)
+    assert clean is not None
+    return Batch(clean, *others)
 
 
 @contextmanager

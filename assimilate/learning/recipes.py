@@ -96,7 +96,7 @@ def build_settings(settings_class: type, table: Mapping[str, Any], where: str) -
             raise UnknownName(f"setting of {where}:", key, known)
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
             # A nested table changes some settings of the default and leaves the others.
-            default = {entry.name: getattr(known[key].default, entry.name) for entry in fields(known[key].default)}
+            default = vars(known[key].default)
             value = build_settings(hints[key], {**default, **value}, f"{where}, {key}")
         values[key] = tuple(value) if isinstance(value, list) else value
     try:

@@ -259,10 +259,10 @@ def _crop(
     corners = [torch.randint(margin, (len(found),), generator=rng) for margin in margins]
     parts, weights = [], []
     for n in range(len(found)):
-        box = tuple(slice(int(c[n]), int(c[n]) + size) for c, size in zip(corners, patch, strict=True))
-        parts.append(found[(n, ..., *box)])
+        box: tuple[Any, ...] = tuple(slice(int(c[n]), int(c[n]) + size) for c, size in zip(corners, patch, strict=True))
+        parts.append(found[n][(..., *box)])
         if weight is not None:
-            weights.append(weight[(n, ..., *box)])
+            weights.append(weight[n][(..., *box)])
     return torch.stack(parts), torch.stack(weights) if weights else None
 
 

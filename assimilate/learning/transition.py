@@ -24,9 +24,8 @@ scale of the residual, not 1.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +33,15 @@ from torch import Tensor, nn
 from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.samples import Standardisation
-from assimilate.learning.sampling import AnalyticAncestral
 from assimilate.posterior.covariance import Isotropic
-from assimilate.posterior.paths import Interpolant
+from assimilate.posterior.paths import Interpolant, Path
 from assimilate.posterior.predictors import Clean, Context
-from assimilate.posterior.samplers import Sampler, uniform_times
+from assimilate.posterior.samplers import Ancestral, Sampler, uniform_times
 from assimilate.posterior.transition import draw
-from dynamics import Rng, Space, normal, uniform
+from dynamics import Rng, Space, uniform
+
+if TYPE_CHECKING:
+    from assimilate.learning.gaussian import GaussianForecast
 
 _LARGEST_RATIO = 80.0
 
@@ -63,13 +64,14 @@ class Forecast(nn.Module):
         self.standardisation = standardisation
         self.increments = increments
         self.event_dims = event_dims
+        self.leveled = bool(getattr(network.settings, "noise_features", 0))
 
     def unit_increment(self, x: Tensor) -> Tensor:
         """The increment in units of its standard deviation; what training regresses."""
         event = x.shape[x.ndim - self.event_dims :]
         encoded = self.standardisation.encode(x).reshape(-1, *event)
         # A U-Net always takes a noise level; a forecast has none to give.
-        level = encoded.new_zeros(len(encoded)) if self.network.settings.noise_features else None
+        level = encoded.new_zeros(len(encoded)) if self.leveled else None
         return self.network(encoded, level, None).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,21 +95,47 @@ class ResidualPredictor:
         """See `Predictor`; the context holds the forecast and the standardised previous state."""
         if context.base is None:
             raise ValueError("a learned transition starts from a forecast; pass context=transition.context(x, time)")
-        scale = self.path.spread(x)
-        c = self.path.coefficients(t, x)
-        # At the start nothing is known and both vanish; the largest ratio says so.
-        signal = torch.maximum(c.beta, c.noise / scale / _LARGEST_RATIO)
-        at_start = signal <= 0
-        safe = torch.where(at_start, 1.0, signal)
-        noisy = (x - (c.alpha + c.beta) * context.base) / (scale * safe)
-        ratio = torch.where(at_start, _LARGEST_RATIO, c.noise / scale / safe)
-        # The ratio is the same in every channel once the scale is divided out.
-        level = ratio.flatten(t.ndim)[..., 0] if ratio.ndim > t.ndim else ratio
-        clean = self.denoiser(noisy, level, context.condition)
-        covariance = None
-        if isinstance(clean.covariance, Isotropic):
-            covariance = Isotropic(scale**2 * clean.covariance.variance)
-        return Clean(context.base + scale * clean.mean, covariance=covariance)
+        spread = self.path.spread(x)
+        return residual_belief(self.denoiser, self.path, spread, x, t, context.base, context.base, context.condition)
+
+
+def residual_belief(
+    denoiser: EDMDenoiser,
+    path: Path,
+    spread: Tensor,
+    x: Tensor,
+    t: Tensor,
+    base: Tensor,
+    centre: Tensor,
+    condition: Tensor | None,
+) -> Clean:
+    """The belief about `x_1 = centre + spread r` from a denoiser of unit residuals r, on a path that starts at `base`.
+
+    Args:
+        denoiser: of r.
+        path: its noise must have the proportions of `spread` in the channels.
+        spread: standard deviation of the residual, broadcastable against `x`.
+        x: state at time t, `(*b, *event)`.
+        t: time.
+        base: `x_0`.
+        centre: the forecast.
+        condition: what the denoiser is conditioned on.
+    """
+    c = path.coefficients(t, x)
+    noise = c.noise / spread
+    # At the start nothing is known and both vanish; the largest ratio says so.
+    signal = torch.maximum(c.beta, noise / _LARGEST_RATIO)
+    at_start = signal <= 0
+    safe = torch.where(at_start, 1.0, signal)
+    noisy = torch.where(at_start, 0.0, (x - c.alpha * base - c.beta * centre) / (spread * safe))
+    ratio = torch.where(at_start, _LARGEST_RATIO, noise / safe)
+    # The ratio is the same in every channel once the spread is divided out.
+    level = ratio.flatten(t.ndim)[..., 0] if ratio.ndim > t.ndim else ratio
+    clean = denoiser(noisy, level, condition)
+    covariance = None
+    if isinstance(clean.covariance, Isotropic):
+        covariance = Isotropic(spread**2 * clean.covariance.variance)
+    return Clean(centre + spread * clean.mean, covariance=covariance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +149,8 @@ class LearnedTransition:
         denoiser: of the unit residual, conditioned on the standardised previous state.
         path: the interpolant from the forecast to the next state, in Space units.
         states: stored states `(n, *event)` from which `prior` draws.
-        sampler: how `step` samples.
+        sampler: how `step` samples. The denoiser knows the variance of the clean state, so that few steps give the
+            right spread: 8 for Lorenz-63 (Gaussian transitions), 16 for the double well (two modes).
         steps: predictor calls of one `step`.
         data: what it was trained on.
         record: how it was trained and what was measured.
@@ -133,8 +162,8 @@ class LearnedTransition:
     denoiser: EDMDenoiser
     path: Interpolant
     states: Tensor
-    sampler: Sampler = AnalyticAncestral()
-    steps: int = 12
+    sampler: Sampler = Ancestral(variance="clean")
+    steps: int = 8
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -200,6 +229,8 @@ class LearnedTransition:
 
     def gaussian(self) -> GaussianForecast:
         """The same forecast with a Gaussian residual of the same spread: what most learned models would do."""
+        from assimilate.learning.gaussian import GaussianForecast
+
         scale = self.path.scale if isinstance(self.path.scale, tuple) else (self.path.scale,) * len(self.space.channels)
         return GaussianForecast(self, tuple(scale))
 
@@ -256,6 +287,7 @@ class LearnedTransition:
             denoiser=denoiser.eval(),
             path=checkpoint.path,
             states=checkpoint.tensors["states"],
+            sampler=Ancestral(variance="clean" if c["variance"] else "upper"),
             steps=c["steps"],
             data=checkpoint.data,
             record=checkpoint.record,
@@ -265,59 +297,6 @@ class LearnedTransition:
 def learned_transition(checkpoint: Checkpoint) -> LearnedTransition:
     """The transition that a file holds."""
     return LearnedTransition.from_checkpoint(checkpoint)
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianForecast:
-    """A learned forecast with Gaussian noise added, `x_k = f(x_{k-1}) + s z`; a `Dynamics` with known density.
-
-    Args:
-        transition: gives the forecast, the Space and the prior.
-        std: s, one number a channel, Space units.
-    """
-
-    transition: LearnedTransition
-    std: tuple[float, ...]
-
-    @property
-    def space(self) -> Space:
-        """What a state is."""
-        return self.transition.space
-
-    @property
-    def dt(self) -> float:
-        """Time between states."""
-        return self.transition.dt
-
-    def prior(
-        self,
-        shape: tuple[int, ...],
-        *,
-        rng: Rng,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """See `LearnedTransition.prior`."""
-        return self.transition.prior(shape, rng=rng, dtype=dtype, device=device)
-
-    def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
-        """A draw of the next state; with `rng=None` the forecast."""
-        mean = self.transition.step(x, time, rng=None)
-        if rng is None:
-            return mean
-        noise = normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
-        return self.transition.mask(mean + self._column(x) * noise)
-
-    def log_prob(self, x_next: Tensor, x: Tensor, time: float) -> Tensor:
-        """Log density of `x_next` given `x`, `(*b,)`."""
-        z = (x_next - self.transition.step(x, time, rng=None)) / self._column(x)
-        events = tuple(range(-len(self.space.event_shape), 0))
-        scale = torch.log(self._column(x)).expand(z.shape[-len(events) :]).sum()
-        return -0.5 * z.square().sum(events) - scale - 0.5 * math.log(2 * math.pi) * math.prod(self.space.event_shape)
-
-    def _column(self, like: Tensor) -> Tensor:
-        grid_dims = len(self.space.grid_shape)
-        return torch.tensor(self.std, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * grid_dims)
 
 
 def _affine(standardisation: Standardisation) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from assimilate.learning.objectives import Batch, Denoising, MeanRegression, OfP
 from assimilate.learning.samples import Simulation, Standardisation, Trajectories
 from assimilate.learning.transition import Forecast, LearnedTransition
 from assimilate.posterior.paths import Interpolant
+from assimilate.posterior.samplers import Ancestral
 from dynamics import Dynamics
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class TransitionFit:
     held_out: float = 0.1
     architecture: str = "mlp"
     forecast_network: Mapping[str, Any] | None = None
-    forecast: FitSettings = FitSettings(steps=8000, batch=2048, learning_rate=3e-3)
+    forecast: FitSettings = FitSettings(steps=6000, batch=2048, learning_rate=3e-3)
     denoiser_network: Mapping[str, Any] | None = None
-    denoiser: FitSettings = FitSettings(steps=6000, batch=2048, learning_rate=2e-3, seed=1)
+    denoiser: FitSettings = FitSettings(steps=3000, batch=2048, learning_rate=2e-3, seed=1)
     variance: bool = True
     patch: tuple[int, ...] | None = None
-    steps: int = 12
+    steps: int = 8
     stored: int = 1024
 
 
@@ -130,6 +131,7 @@ def fit_transition(
         denoiser=second.model.cpu(),
         path=path,
         states=stored[:, 0].clone(),
+        sampler=Ancestral(variance="clean" if s.variance else "upper"),
         steps=s.steps,
         data=data.described(s.held_out),
         record={"settings": repr(s), "forecast": first.record, "denoiser": second.record},
@@ -138,7 +140,7 @@ def fit_transition(
 
 def residual_std(forecast: Forecast, data: Trajectories, *, device: torch.device | str = "cpu") -> tuple[float, ...]:
     """Standard deviation of `x_k - f(x_{k-1})` about zero, one number a channel, over all steps of the data."""
-    total, count = 0.0, 0.0
+    total = count = torch.zeros(len(data.space.channels), dtype=torch.float64, device=device)
     axes = (0, *range(2, 1 + len(data.space.event_shape)))
     starts = data.starts(2)
     valid = data.valid

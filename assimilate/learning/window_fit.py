@@ -92,7 +92,7 @@ def fit_window(
             variance=s.variance,
         ),
     )
-    levels = LogUniform(s.smallest, s.largest, tuple(s.emphasis), s.share)
+    levels = LogUniform(s.smallest, s.largest, s.emphasis, s.share)
     fitted = fit(
         denoiser, Denoising(levels), _windows(train, s.length, state, s.patch), s.training,
         held_out=_windows(held_out, s.length, state, s.patch), progress=progress, name="window", device=device,

@@ -74,8 +74,8 @@ class Conditioned:
             guided = self.guidance(clean, source, t, context, self.problem)
         return Clean(
             mean=guided.mean.detach(),
-            covariance=clean.covariance,
-            unguided=clean.mean.detach(),
+            covariance=guided.covariance,
+            unguided=Clean(clean.mean.detach(), covariance=clean.covariance),
             kick=None if guided.kick is None else guided.kick.detach(),
         )
 

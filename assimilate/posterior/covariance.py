@@ -1,47 +1,53 @@
-r"""Covariances of the clean state given the noisy one, and the Gaussian update that uses them.
+"""Covariances of the clean state given the noisy one.
 
-With `x_1 | x_t ~ N(m, V)` and `y = A x_1 + e`, `e ~ N(0, R)`,
-
-    m_y = m + V A^T (A V A^T + R)^-1 (y - A m).
-
-`gaussian_update` gives the shift `m_y - m`: by a Cholesky factor of the observed block where the operator samples
-single values (gauges), by conjugate gradients otherwise. A nonlinear operator is linearised at m. Values of y that
-are NaN are not observed and contribute nothing.
+Each is a symmetric positive semi-definite operator on events, one for each sample or one for all, with products, draws
+and, where it is affordable, the block between some values of the event. `assimilate.posterior.update` uses them to
+take in an observation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from assimilate.posterior.linearize import linearize
-from assimilate.posterior.solvers import conjugate_gradient
-from observations.likelihood import Likelihood
-from observations.sampling import Mask
+from dynamics.random import Rng, normal
+
+
+class Block(NamedTuple):
+    """A covariance between chosen values, `V_ij = scale_i scale_j matrix_ij`.
+
+    Attributes:
+        scale: `(*b, m)`.
+        matrix: `(m, m)`, or `(*b, m, m)`.
+    """
+
+    scale: Tensor
+    matrix: Tensor
 
 
 class Covariance(Protocol):
-    """A symmetric positive semi-definite operator on events, one for each sample or one for all."""
+    """The contract of a covariance of events `(*b, *event)`."""
 
     def apply(self, v: Tensor) -> Tensor:
         """The product `V v`, `(*b, *event) -> (*b, *event)`."""
         ...
 
-    def draw(self, z: Tensor) -> Tensor:
-        """`L z` with `L L^T = V` for standard normal `z`, `(*b, *event)`."""
+    def draw(self, rng: Rng, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Draws of N(0, V), shape `(*b, *event)`; with `Streams` the leading dims are its rows."""
         ...
 
-    def block(self, indices: Tensor) -> Tensor | None:
-        """`V` between the flat event `indices` (m,), `(*b, m, m)`; None where only products are affordable."""
+    def block(self, index: Tensor) -> Block | None:
+        """`V` between the flat event indices `index` (m,); None where only products are affordable."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Isotropic:
-    """`V = variance I`, `variance` broadcastable against the state."""
+    """Independent values, `V = diag(variance)`, `variance` broadcastable against the state."""
 
     variance: Tensor
 
@@ -49,16 +55,16 @@ class Isotropic:
         """See `Covariance`."""
         return self.variance * v
 
-    def draw(self, z: Tensor) -> Tensor:
+    def draw(self, rng: Rng, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """See `Covariance`."""
-        return torch.sqrt(self.variance) * z
+        return torch.sqrt(self.variance) * normal(rng, shape, dtype=dtype, device=device)
 
-    def block(self, indices: Tensor) -> Tensor | None:
+    def block(self, index: Tensor) -> Block | None:
         """See `Covariance`; products are as cheap as it gets."""
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense:
     """A matrix over the flattened event, `(d, d)` or `(*b, d, d)`; the event has `event_dims` dims."""
 
@@ -73,108 +79,77 @@ class Dense:
         """See `Covariance`."""
         return self._multiply(self.matrix, v)
 
-    def draw(self, z: Tensor) -> Tensor:
-        """See `Covariance`; through the eigenvectors, so that singular matrices are welcome."""
+    @cached_property
+    def _root(self) -> Tensor:
         values, vectors = torch.linalg.eigh(self.matrix)
-        return self._multiply(vectors * values.clamp_min(0).sqrt()[..., None, :], z)
+        return vectors * values.clamp_min(0).sqrt()[..., None, :]
 
-    def block(self, indices: Tensor) -> Tensor | None:
+    def draw(self, rng: Rng, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See `Covariance`; through the eigenvectors, so that singular matrices are welcome."""
+        return self._multiply(self._root, normal(rng, shape, dtype=dtype, device=device))
+
+    def block(self, index: Tensor) -> Block | None:
         """See `Covariance`."""
-        return self.matrix[..., indices[:, None], indices[None, :]]
+        matrix = self.matrix[..., index[:, None], index[None, :]]
+        return Block(torch.ones_like(matrix[..., 0]), matrix)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Modulated:
     r"""A correlation that depends on the lag alone, modulated by a standard deviation in every cell.
 
-    `V_ij = s_i s_j rho(|row_i - row_j|, |column_i - column_j|)` on a grid of cells, for each channel by itself.
+    `V_ij = s_i s_j rho(row_i - row_j, column_i - column_j)`, one channel. The correlation lives on a torus that is
+    larger than the grid, so that the grid does not see itself across the edge, and is diagonal in its Fourier basis.
 
     Args:
-        std: `s`, `(*b, channel, rows, columns)`, in the units of the state.
-        correlation: `rho` at lags `(rows, columns)`, so that `correlation[0, 0] = 1`; one for all samples.
+        std: `s`, `(*b, 1, rows, columns)`, in the units of the state.
+        spectrum: of the correlation on the torus, as `torch.fft.rfft2` gives it, non-negative; see `from_lags`.
+        torus: `(rows, columns)` of the torus.
     """
 
     std: Tensor
-    correlation: Tensor
+    spectrum: Tensor
+    torus: tuple[int, int]
 
-    def _spectrum(self) -> Tensor:
-        """Spectrum of the even extension to twice the grid, where products do not wrap around."""
-        table = self.correlation
-        rows = torch.cat([table, torch.zeros_like(table[:1]), table[1:].flip(0)], 0)
-        both = torch.cat([rows, torch.zeros_like(rows[:, :1]), rows[:, 1:].flip(1)], 1)
-        return torch.fft.rfft2(both).real
+    @staticmethod
+    def radial_spectrum(correlation: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Spectrum and torus of an isotropic correlation given at whole lags, 0 beyond the last.
 
-    def _filter(self, v: Tensor, spectrum: Tensor) -> Tensor:
-        rows, columns = v.shape[-2:]
-        size = (2 * rows, 2 * columns)
-        return torch.fft.irfft2(torch.fft.rfft2(v, s=size) * spectrum, s=size)[..., :rows, :columns]
+        A tabulated correlation need not be positive definite; the negative part of its spectrum is dropped and the
+        rest rescaled to unit variance.
+
+        Args:
+            correlation: `(lags,)`, 1 at lag 0, linear in between.
+            grid: rows and columns of the grid.
+        """
+        torus = tuple(size + min(size, len(correlation)) for size in grid)
+        gaps = [torch.minimum(torch.arange(n), n - torch.arange(n)).to(correlation) for n in torus]
+        gap = torch.sqrt(gaps[0][:, None] ** 2 + gaps[1][None] ** 2)
+        below = gap.floor().long().clamp_max(len(correlation) - 2)
+        share = gap - below
+        table = (1 - share) * correlation[below] + share * correlation[below + 1]
+        table = torch.where(gap > len(correlation) - 1, 0.0, table)
+        spectrum = torch.fft.rfft2(table).real.clamp_min(0.0)
+        unit = torch.fft.irfft2(spectrum, s=torus)[0, 0]
+        return spectrum / unit, (torus[0], torus[1])
+
+    def _filter(self, v: Tensor, response: Tensor) -> Tensor:
+        rows, columns = self.std.shape[-2:]
+        return torch.fft.irfft2(torch.fft.rfft2(v, s=self.torus) * response, s=self.torus)[..., :rows, :columns]
 
     def apply(self, v: Tensor) -> Tensor:
         """See `Covariance`."""
-        return self.std * self._filter(self.std * v, self._spectrum())
+        return self.std * self._filter(self.std * v, self.spectrum)
 
-    def draw(self, z: Tensor) -> Tensor:
-        """See `Covariance`.
+    def draw(self, rng: Rng, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """See `Covariance`; exact, because the noise is drawn on the whole torus."""
+        white = normal(rng, (*shape[:-2], *self.torus), dtype=dtype, device=device)
+        return self.std * self._filter(white, self.spectrum.sqrt())
 
-        White noise on the grid alone cannot be filtered into the exact covariance near the edges; the root filter is
-        rescaled to unit variance in every cell instead.
-        """
-        root = self._spectrum().clamp_min(0).sqrt()
-        kernel = torch.fft.irfft2(root)
-        ones = torch.ones_like(z[:1].reshape(-1, *z.shape[-2:])[:1])
-        weight = self._filter(ones, torch.fft.rfft2(kernel.square()).real).clamp_min(1e-12)
-        return self.std * self._filter(z, root) / weight.sqrt()
-
-    def block(self, indices: Tensor) -> Tensor | None:
-        """See `Covariance`; one channel."""
-        if self.std.shape[-3] != 1:
-            return None
-        columns = self.std.shape[-1]
-        row, column = indices // columns, indices % columns
-        table = self.correlation[(row[:, None] - row[None, :]).abs(), (column[:, None] - column[None, :]).abs()]
-        s = self.std.flatten(-3)[..., indices]
-        return s[..., :, None] * table * s[..., None, :]
-
-
-def gaussian_update(
-    mean: Tensor, covariance: Covariance, likelihood: Likelihood, y: Tensor, *, iterations: int = 100
-) -> Tensor:
-    """The shift `V A^T (A V A^T + R)^-1 (y - A m)` of the mean, `(*b, *event)`.
-
-    Args:
-        mean: `(*b, *event)`.
-        covariance: of the clean state.
-        likelihood: operator and Gaussian noise.
-        y: observed values, broadcastable against `A(mean)`; NaN = not observed.
-        iterations: most conjugate-gradient iterations, where no factor can be had.
-    """
-    value, forward, adjoint = linearize(likelihood.operator, mean)
-    y = y.reshape(*y.shape[: y.ndim - len(likelihood.operator.obs_shape)], -1)
-    observed = (~torch.isnan(y)).expand(value.shape)
-    residual = torch.where(observed, y - value, 0.0)
-    operator = likelihood.operator
-    block = covariance.block(operator.index.to(mean.device)) if isinstance(operator, Mask) else None
-    if block is not None:
-        eye = torch.eye(block.shape[-1], dtype=mean.dtype, device=mean.device)
-        weights = _factor_solve(block + likelihood.noise.product(eye), residual, observed)
-    else:
-
-        def matvec(w: Tensor) -> Tensor:
-            return torch.where(observed, forward(covariance.apply(adjoint(w))) + likelihood.noise.product(w), 0.0)
-
-        weights = conjugate_gradient(matvec, residual, iterations=iterations)
-    return covariance.apply(adjoint(weights))
-
-
-def _factor_solve(matrix: Tensor, residual: Tensor, observed: Tensor) -> Tensor:
-    """Solve with the observed rows and columns alone; the others are replaced by those of the identity."""
-    if not bool(observed.all()):
-        pair = observed[..., :, None] & observed[..., None, :]
-        matrix = torch.where(pair, matrix, 0.0) + torch.diag_embed((~observed).to(matrix.dtype))
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if bool((failed > 0).any()):
-        # A tabulated correlation is positive definite only up to its rounding; the noise usually covers that.
-        jitter = 1e-4 * torch.diagonal(matrix, dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        factor = torch.linalg.cholesky(matrix + jitter * eye)
-    return torch.cholesky_solve(residual[..., None], factor).squeeze(-1)
+    def block(self, index: Tensor) -> Block | None:
+        """See `Covariance`; the correlations by their lags."""
+        rows, columns = index // self.std.shape[-1], index % self.std.shape[-1]
+        table = torch.fft.irfft2(self.spectrum, s=self.torus)
+        down = (rows[:, None] - rows[None, :]) % self.torus[0]
+        across = (columns[:, None] - columns[None, :]) % self.torus[1]
+        return Block(self.std.flatten(-3)[..., index], table[down, across])

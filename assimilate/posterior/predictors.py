@@ -40,9 +40,9 @@ class Clean(NamedTuple):
     Attributes:
         mean: the clean mean, shifted if an observation has been taken in, `(*b, *event)`.
         source: the `x_t` that `mean` was computed from, when a guidance needs to differentiate through it.
-        covariance: covariance of `x_1` given `x_t`, where the predictor knows it.
+        covariance: covariance of `x_1` given `x_t` (and the observation, where a guidance knows it), if known.
         draws: draws of `x_1` given `x_t`, `(draws, *b, *event)`, where a consistency-type network gives those.
-        unguided: the mean before the shift; the importance weight of a guided step needs both.
+        unguided: the belief before the observation; the importance weight of a guided step needs both.
         kick: a displacement of the next state outside the path's own step, `(*b, *event)`: the published
             constant-gain rules. It has no importance weight.
     """
@@ -51,7 +51,7 @@ class Clean(NamedTuple):
     source: Tensor | None = None
     covariance: Covariance | None = None
     draws: Tensor | None = None
-    unguided: Tensor | None = None
+    unguided: Clean | None = None
     kick: Tensor | None = None
 
 

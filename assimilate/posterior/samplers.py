@@ -152,20 +152,23 @@ class GaussianSampler(Sampler):
 
     @abstractmethod
     def kernel(
-        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, clean: Clean, path: Path, context: Context
+        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, covariance: Covariance | None, path: Path, context: Context
     ) -> Kernel:
-        """The law of `x_s` given `x_t = x` when the clean mean is `mean`; `clean` for its covariance."""
+        """The law of `x_s` given `x_t = x` when the clean state has this mean and covariance."""
 
     def step(
         self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,
         context: Context, rng: Rng, weighted: bool, event_dims: int,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Sampler.step`. A noiseless step has no density; with weights it stays unguided."""
-        centre, std, extra = self.kernel(x, t, s, clean.mean, clean, path, context)
+        prior = clean.unguided if weighted else None
+        # The ratio of two laws with one covariance needs the mean's shift alone: weighted steps keep the prior's.
+        covariance = clean.covariance if prior is None else prior.covariance
+        centre, std, extra = self.kernel(x, t, s, clean.mean, covariance, path, context)
         noiseless = std <= 0
         if bool(noiseless.all()) and extra is None:
-            if weighted and clean.unguided is not None:
-                centre = self.kernel(x, t, s, clean.unguided, clean, path, context).mean
+            if prior is not None:
+                centre = self.kernel(x, t, s, prior.mean, covariance, path, context).mean
             return centre, None
         z = normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
         moved = centre + std * z
@@ -173,12 +176,12 @@ class GaussianSampler(Sampler):
             if weighted:
                 raise ValueError("steps with correlated noise have no importance weight here; use variance='upper' or "
                                  "'lower', or ask for no weights")
-            factor, covariance = extra
-            moved = moved + factor * covariance.draw(normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device))
-        if not weighted or clean.unguided is None:
+            factor, correlated = extra
+            moved = moved + factor * correlated.draw(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
+        if prior is None:
             return moved, None
-        prior = self.kernel(x, t, s, clean.unguided, clean, path, context).mean
-        shift = torch.where(noiseless, 0.0, (centre - prior) / torch.where(noiseless, 1.0, std))
+        unguided = self.kernel(x, t, s, prior.mean, covariance, path, context).mean
+        shift = torch.where(noiseless, 0.0, (centre - unguided) / torch.where(noiseless, 1.0, std))
         events = tuple(range(-event_dims, 0))
         return moved, -(shift * z + 0.5 * shift.square()).sum(events)
 
@@ -212,7 +215,7 @@ class Ancestral(GaussianSampler):
             raise ValueError(f"{self!r}: expected eta from 0 to 1 and variance 'lower', 'upper' or 'clean'")
 
     def kernel(
-        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, clean: Clean, path: Path, context: Context
+        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, covariance: Covariance | None, path: Path, context: Context
     ) -> Kernel:
         """See `GaussianSampler.kernel`."""
         now, then = path.coefficients(t, x), path.coefficients(s, x)
@@ -227,10 +230,10 @@ class Ancestral(GaussianSampler):
             if self.variance == "upper":
                 variance = variance + (then.beta * fresh) ** 2 / (now.snr + 1 / path.spread(x) ** 2)
             elif self.variance == "clean":
-                if isinstance(clean.covariance, Isotropic):
-                    variance = variance + (then.beta * fresh) ** 2 * clean.covariance.variance.detach()
-                elif clean.covariance is not None:
-                    extra = (then.beta * fresh, clean.covariance)
+                if isinstance(covariance, Isotropic):
+                    variance = variance + (then.beta * fresh) ** 2 * covariance.variance.detach()
+                elif covariance is not None:
+                    extra = (then.beta * fresh, covariance)
                 else:
                     raise ValueError("variance='clean' needs a predictor that gives the covariance of the clean state; "
                                      "use 'upper' or 'lower'")
@@ -260,7 +263,7 @@ class EulerMaruyama(GaussianSampler):
             raise ValueError(f"diffusion is {self.diffusion!r}; expected 'sigma' or 'foellmer'")
 
     def kernel(
-        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, clean: Clean, path: Path, context: Context
+        self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, covariance: Covariance | None, path: Path, context: Context
     ) -> Kernel:
         """See `GaussianSampler.kernel`."""
         c, base = path.coefficients(t, x), context.base
@@ -299,6 +302,35 @@ class Heun(Sampler):
             slope = 0.5 * (slope + (ahead - second.mean) / next_rho)
             ahead = unit + (next_rho - rho) * slope
         return then.beta * ahead + then.alpha * offset, None
+
+
+@dataclass(frozen=True)
+class Renoise(Sampler):
+    """Draw the clean state, then noise it afresh: `x_1 ~ N(m, V)`, `x_s = beta_s x_1 + alpha_s x_0 + noise_s z`.
+
+    Each step forgets the noise of the last, so that errors of the Gaussian `N(m, V)` do not add up along the path: at
+    a fixed level it is a Gibbs sampler of the pair (clean, noisy). Needs a predictor with the covariance of the clean
+    state; after guidance it must be that of the posterior (`JacobianFree(covariance="clean")` gives it).
+
+    References:
+        Zhang, Chu, Berner, Meng, Anandkumar, Song (2024), Improving diffusion inverse problem solving with decoupled
+        noise annealing (DAPS), https://arxiv.org/abs/2407.01521
+
+    Differs from the paper: the draw of the clean state is the Gaussian posterior with the predictor's own covariance,
+    not a Langevin chain around an ODE endpoint with variance rho^2, which inflates the spread.
+    """
+
+    def step(
+        self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,
+        context: Context, rng: Rng, weighted: bool, event_dims: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Sampler.step`."""
+        if weighted or clean.covariance is None:
+            raise ValueError("Renoise has no importance weight and needs the covariance of the clean state; use "
+                             "Ancestral, or a predictor with a covariance and no weights")
+        options = {"dtype": x.dtype, "device": x.device}
+        drawn = clean.mean + clean.covariance.draw(rng, tuple(x.shape), **options)
+        return path.sample(s, drawn, context.base, normal(rng, tuple(x.shape), **options)), None
 
 
 @dataclass(frozen=True)

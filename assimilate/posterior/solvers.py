@@ -17,7 +17,14 @@ from torch import Tensor
 Matvec = Callable[[Tensor], Tensor]
 
 
-def conjugate_gradient(matvec: Matvec, right: Tensor, *, iterations: int, tolerance: float = 1e-6) -> Tensor:
+def conjugate_gradient(
+    matvec: Matvec,
+    right: Tensor,
+    *,
+    iterations: int,
+    tolerance: float = 1e-6,
+    precondition: Matvec | None = None,
+) -> Tensor:
     """Solve `A x = right` for symmetric positive definite `A`, from zero.
 
     Args:
@@ -25,25 +32,27 @@ def conjugate_gradient(matvec: Matvec, right: Tensor, *, iterations: int, tolera
         right: `(*b, n)`.
         iterations: most iterations.
         tolerance: a row stands still once its residual norm is below `tolerance` times that of `right`.
+        precondition: the product with an approximate inverse, symmetric positive definite.
     """
     x = torch.zeros_like(right)
     residual = right.clone()
-    direction = residual.clone()
-    squared = residual.square().sum(-1, keepdim=True)
-    goal = squared * tolerance**2
+    direction = residual if precondition is None else precondition(residual)
+    product_rz = (residual * direction).sum(-1, keepdim=True)
+    goal = residual.square().sum(-1, keepdim=True) * tolerance**2
     for _ in range(iterations):
-        active = squared > goal
+        active = residual.square().sum(-1, keepdim=True) > goal
         if not bool(active.any()):
             break
-        product = matvec(direction)
-        curvature = (direction * product).sum(-1, keepdim=True)
-        step = torch.where(active & (curvature > 0), squared / curvature, 0.0)
+        moved = matvec(direction)
+        curvature = (direction * moved).sum(-1, keepdim=True)
+        step = torch.where(active & (curvature > 0), product_rz / curvature, 0.0)
         x = x + step * direction
-        residual = residual - step * product
-        updated = residual.square().sum(-1, keepdim=True)
-        ratio = torch.where(squared > 0, updated / torch.where(squared > 0, squared, 1.0), 0.0)
-        direction = torch.where(active, residual + ratio * direction, direction)
-        squared = torch.where(active, updated, squared)
+        residual = residual - step * moved
+        better = residual if precondition is None else precondition(residual)
+        updated = (residual * better).sum(-1, keepdim=True)
+        ratio = torch.where(product_rz > 0, updated / torch.where(product_rz > 0, product_rz, 1.0), 0.0)
+        direction = torch.where(active, better + ratio * direction, direction)
+        product_rz = torch.where(active, updated, product_rz)
     return x
 
 

@@ -18,6 +18,7 @@ References:
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -89,7 +90,7 @@ def weighted_mean(members: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def weighted_variance(members: Tensor, log_weights: Tensor) -> Tensor:
-    """Unbiased variance over members: `sum W (x - mean)^2 / (1 - sum W^2)`, `(E, *event)`; `N - 1` for equal weights."""
+    """Unbiased variance over members, `sum W (x - mean)^2 / (1 - sum W^2)`: `(E, *event)`."""
     centred = members - weighted_mean(members, log_weights).unsqueeze(1)
     lost = 1.0 - 1.0 / effective_sample_size(log_weights)
     variance = weighted_mean(centred.square(), log_weights)
@@ -109,20 +110,20 @@ def resampling_counts(log_weights: Tensor, scheme: Scheme = "systematic", *, rng
     """
     check_resampling(scheme)
     experiments, n = log_weights.shape
-    draw = {"dtype": torch.float64, "device": log_weights.device}
+    draw = partial(uniform, rng, dtype=torch.float64, device=log_weights.device)
     weights = torch.softmax(log_weights.double(), -1)
     if scheme == "residual":
         expected = n * weights
         sure = torch.floor(expected)
         rest = (n - sure.sum(-1, keepdim=True)).clamp_min(0)
         points = _cumulative(expected - sure) * rest
-        return sure.long() + _between(torch.ceil(points - uniform(rng, (experiments,), **draw).unsqueeze(-1)))
+        return sure.long() + _between(torch.ceil(points - draw((experiments,)).unsqueeze(-1)))
     points = _cumulative(weights) * n
     if scheme == "systematic":
-        return _between(torch.ceil(points - uniform(rng, (experiments,), **draw).unsqueeze(-1)))
+        return _between(torch.ceil(points - draw((experiments,)).unsqueeze(-1)))
     # Stratum j holds one point, at j + u_j: below `points` lie all of the full strata and perhaps that of the last one.
     full = torch.floor(points)
-    inside = uniform(rng, (experiments, n), **draw).gather(-1, full.long().clamp_max(n - 1)) < points - full
+    inside = draw((experiments, n)).gather(-1, full.long().clamp_max(n - 1)) < points - full
     return _between(full + inside)
 
 
@@ -135,7 +136,7 @@ def counts_to_ancestors(counts: Tensor) -> Tensor:
 
 def select(members: Tensor, ancestors: Tensor) -> Tensor:
     """Members `(E, N, *event)` at `ancestors` `(E, N)`."""
-    experiments, n = ancestors.shape
+    experiments = ancestors.shape[0]
     offsets = members.shape[1] * torch.arange(experiments, device=ancestors.device).unsqueeze(-1)
     return members.flatten(0, 1).index_select(0, (ancestors + offsets).flatten()).reshape(members.shape)
 

@@ -63,7 +63,9 @@ class Scale:
             cmap = ListedColormap(list(RAIN_COLOURS[1:-1])).with_extremes(under=RAIN_COLOURS[0], over=RAIN_COLOURS[-1])
             return cmap, BoundaryNorm(RAIN_LEVELS, cmap.N)
         if self.kind == "spread":
-            purple = LinearSegmentedColormap.from_list("spread", ["#f6f5fa", "#c9c2e3", "#8a78c0", "#54389b", "#2a0f5c"])
+            purple = LinearSegmentedColormap.from_list(
+                "spread", ["#f6f5fa", "#c9c2e3", "#8a78c0", "#54389b", "#2a0f5c"]
+            )
             return purple, Normalize(self.low, self.high)
         name = "RdBu_r" if self.kind == "signed" else "viridis"
         return mpl.colormaps[name], Normalize(self.low, self.high)

@@ -30,7 +30,7 @@ class Entry:
     def field(self, name: str, what: str) -> xr.DataArray | None:
         """The "mean", "std", "background_mean"... of a field, or None."""
         key = f"{name}_{what}"
-        return self.analysis[key] if key in self.analysis else None
+        return self.analysis.get(key)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Contents:
         if self.truth is not None:
             return [str(n) for n in self.truth.data_vars]
         names = [str(n) for e in self.entries for n in e.analysis.data_vars]
-        return list(dict.fromkeys(n.removesuffix("_mean") for n in names if n.endswith("_mean") and "_background" not in n))
+        return list(
+            dict.fromkeys(n.removesuffix("_mean") for n in names if n.endswith("_mean") and "_background" not in n)
+        )
 
     @property
     def times(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from assimilate.report.contents import Contents, Entry, first
 
 MAX_STEPS = 120
 """Trajectories are drawn for at most this many analyses."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "axes.spines.top": False,
@@ -218,22 +218,29 @@ def overview(contents: Contents, panels: list[tuple[str, list[np.ndarray]]], tim
              cells: tuple[int, int]) -> None:  # fmt: skip
     """A still picture for a README: rows are times, columns truth, observations and means."""
     rows, columns = len(times), len(panels)
-    height = 1.9 * rows * cells[0] / cells[1] + 0.7
-    with figure(columns, rows, width=1.9 * columns + 0.9, height=height) as (made, axes):
+    side = 1.75
+    height = side * rows * cells[0] / cells[1] + 0.35
+    with figure(columns, rows, width=side * columns + 0.85, height=height) as (made, axes):
+        made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
         cmap, norm = scale.matplotlib()
         for column, (title, frames) in enumerate(panels):
             for row, frame in enumerate(frames):
                 axis = axes[row][column]
-                shown = axis.imshow(frame, cmap=cmap, norm=norm, interpolation="nearest")
+                shown = axis.imshow(frame, cmap=cmap, norm=norm, interpolation="nearest", aspect="auto")
                 axis.set(xticks=[], yticks=[])
                 axis.set_facecolor("#e2e5e8")
                 axis.grid(visible=False)
+                axis.spines[:].set_visible(False)
                 if row == 0:
-                    axis.set_title(title, fontsize=9)
+                    axis.set_title(title, fontsize=8.5 if len(title) < 24 else 7)
                 if column == 0:
-                    axis.set_ylabel(times[row], fontsize=8.5)
-        bar = made.colorbar(shown, ax=axes, shrink=0.7, extend="both" if scale.kind == "rain" else "neither", pad=0.01)
-        bar.set_label(scale.units)
+                    axis.set_ylabel(times[row], fontsize=8)
+        ends = "both" if scale.kind == "rain" else "neither"
+        bar = made.colorbar(shown, ax=axes, shrink=0.6, extend=ends, pad=0.015, fraction=0.03, aspect=30)
+        if scale.kind == "rain":
+            bar.ax.set_yticks(norm.boundaries, [f"{level:g}" for level in norm.boundaries])
+        bar.ax.tick_params(labelsize=7.5, length=0)
+        bar.set_label(scale.units, fontsize=8)
         bar.outline.set_visible(False)
         folder.mkdir(parents=True, exist_ok=True)
         made.savefig(folder / "overview.png", dpi=160)

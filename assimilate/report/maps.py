@@ -105,7 +105,9 @@ def atlas(contents: Contents, name: str) -> Atlas | None:
         return None
     moving = dims[0] != "time"
     count = len(contents.times)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int)) if moving else np.array([0])
+    chosen = (
+        np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int)) if moving else np.array([0])
+    )
     orient = Orientation(sample, dims)
     if not moving:
         orient.flip_rows = False
@@ -182,10 +184,13 @@ def _notes(error: np.ndarray) -> tuple[str, ...]:
 
 
 def _upper(arrays: list[np.ndarray]) -> float:
-    """The 99.5 % quantile of all values: the end of a colour scale."""
+    """A round number near the 99.5 % quantile of all values: the end of a colour scale."""
     values = np.concatenate([a[np.isfinite(a)].ravel() for a in arrays]) if arrays else np.array([1.0])
     top = float(np.quantile(values, 0.995)) if values.size else 1.0
-    return top if top > 0 else 1.0
+    if not top > 0:
+        return 1.0
+    unit = 10.0 ** np.floor(np.log10(top))
+    return float(unit * next(r for r in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10) if r * unit >= top * (1 - 1e-9)))
 
 
 def _one_member(entry: Entry, name: str) -> xr.DataArray | None:
@@ -234,7 +239,7 @@ def observed_field(contents: Contents, sample: xr.DataArray, times: np.ndarray) 
     rows = [k for k, t in enumerate(times) if t in seen["time"].values]
     if "observed_cells" in contents.attrs and len(dims) == 1:
         cells = np.asarray(contents.decoded("observed_cells", []), dtype=int)
-        full[np.ix_(rows, cells)] = back(array.values)
+        full[np.asarray(rows)[:, None], cells] = back(array.values)
     elif [array.sizes[d] for d in dims] == shape or [array.sizes[d] for d in dims] == [1, *shape]:
         full[rows] = back(array.values).reshape(len(rows), -1)
     else:

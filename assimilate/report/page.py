@@ -29,7 +29,11 @@ def write(contents: Contents, out: str | Path | None = None) -> Path:
     """Write `report.html` and `figures/` beside the result, or to `out`."""
     folder = Path(out) if out is not None else contents.path.parent
     figures = folder / "figures"
-    drawn = [a for a in (atlas(contents, name) for name in contents.fields[:3]) if a is not None] if contents.entries else []
+    drawn = (
+        [a for a in (atlas(contents, name) for name in contents.fields[:3]) if a is not None]
+        if contents.entries
+        else []
+    )
     if drawn:
         still(contents, drawn[0], figures)
     parts = [
@@ -77,9 +81,10 @@ def table(contents: Contents) -> str:
     scores = contents.scores["value"]
     columns = [c for c in contents.decoded("columns", [str(s) for s in scores["score"].values]) if c in scores["score"]]
     units = dict(zip(scores["score"].values.tolist(), contents.scores["units"].values.tolist(), strict=True))
-    spread = contents.scores["spread_over_draws"] if "spread_over_draws" in contents.scores else None
+    spread = contents.scores.get("spread_over_draws")
     heads = "".join(
-        f'<th scope="col" title="{html.escape(str(c))}">{html.escape(score_title(c))}{unit_text(units[c])}</th>' for c in columns
+        f'<th scope="col" title="{html.escape(str(c))}">{html.escape(score_title(c))}{unit_text(units[c])}</th>'
+        for c in columns
     )
     best = {c: best_of(c, scores.sel(score=c).values) for c in columns}
     rows = []
@@ -90,7 +95,7 @@ def table(contents: Contents) -> str:
             strong = value == best[c]
             text = number(value, c)
             if spread is not None and math.isfinite(value) and c != "seconds":
-                text += f'<small> ± {number(float(spread.sel(label=entry.label, score=c)))}</small>'
+                text += f"<small> ± {number(float(spread.sel(label=entry.label, score=c)))}</small>"
             cells.append(f'<td class="{"best" if strong else ""}">{text}</td>')
         dot = f'<span class="dot" style="background:{method_colour(k)}"></span>'
         rows.append(f'<tr><th scope="row">{dot}{html.escape(entry.label)}</th>{"".join(cells)}</tr>')
@@ -140,8 +145,12 @@ def place(panel: Panel, drawn: Atlas, start: int, contents: Contents) -> str:
     show = min(start, len(panel.frames) - 1)
     caption = panel.title if panel.row == "state" or panel.column == 0 else ROWS[panel.row]
     head = f"<b>{html.escape(caption)}</b>" if panel.row == "state" or panel.column == 0 else html.escape(caption)
-    dot = f'<span class="dot" style="background:{method_colour(panel.column - 1)}"></span>' if panel.column and row == 1 else ""
-    note = f'<small>{html.escape(panel.note[show])}</small>' if panel.note else ""
+    dot = (
+        f'<span class="dot" style="background:{method_colour(panel.column - 1)}"></span>'
+        if panel.column and row == 1
+        else ""
+    )
+    note = f"<small>{html.escape(panel.note[show])}</small>" if panel.note else ""
     height, width = drawn.shape
     who = f", {contents.entries[panel.column - 1].label}" if panel.column else ""
     return (
@@ -155,7 +164,7 @@ def legend(scale: Scale, *, upright: bool = False) -> str:
     """The colours of a scale and what they mean."""
     steps = scale.legend()
     swatches = "".join(f'<i style="background:{colour}"><span>{text}</span></i>' for colour, text in steps)
-    units = f'<em>{html.escape(scale.units)}</em>' if scale.units not in ("", "1") else ""
+    units = f"<em>{html.escape(scale.units)}</em>" if scale.units not in ("", "1") else ""
     return f'<div class="legend{" upright" if upright else ""}">{swatches}{units}</div>'
 
 
@@ -178,7 +187,8 @@ def pictures(contents: Contents, figures: Path, *, with_trajectories: bool) -> s
         ("Effective sample size", curves.sample_sizes(contents, figures), ""),
     ]
     return "".join(
-        f'<section><h2>{title}</h2><img class="plot" src="{source}" alt="{title}"><p class="note">{note}</p></section>'
+        f'<section><h2>{title}</h2><div class="scroll"><img class="plot" src="{source}" alt="{title}"></div>'
+        f'<p class="note">{note}</p></section>'
         for title, source, note in sections
         if source
     )
@@ -191,7 +201,7 @@ def expected(contents: Contents) -> str:
         return ""
     rows = "".join(
         f'<tr class="{"pass" if c["passed"] else "fail"}"><td>{"✓" if c["passed"] else "✗"}</td><th scope="row">'
-        f'{html.escape(c["method"])}</th><td>{html.escape(c["text"])}</td><td>{number(c["found"])}</td>'
+        f"{html.escape(c['method'])}</th><td>{html.escape(c['text'])}</td><td>{number(c['found'])}</td>"
         f'<td class="source">{html.escape(c["source"])}</td></tr>'
         for c in checks
     )
@@ -216,7 +226,9 @@ def provenance(contents: Contents) -> str:
              for e in contents.entries]  # fmt: skip
     listed = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows)
     card = attrs.get("settings", "")
-    whole = f"<details><summary>The card as it was run</summary><pre>{html.escape(card)}</pre></details>" if card else ""
+    whole = (
+        f"<details><summary>The card as it was run</summary><pre>{html.escape(card)}</pre></details>" if card else ""
+    )
     return f'<section class="provenance"><h2>Provenance</h2><dl>{listed}</dl>{whole}</section>'
 
 
@@ -232,7 +244,7 @@ def score_title(name: str) -> str:
     if name.startswith("csi_"):
         event = name.removeprefix("csi_")
         digits = "".join(c for c in event if c.isdigit() or c in ".-")
-        return f"CSI {digits} {event[len(digits):]}".strip()
+        return f"CSI {digits} {event[len(digits) :]}".strip()
     return TITLES.get(name, name)
 
 

@@ -17,7 +17,11 @@ def overview_of(contents: Contents, drawn: Atlas, folder: Path) -> None:
     if not shown:
         return
     frames = len(shown[0][1])
-    rows = sorted({int(k) for k in np.linspace(0, frames - 1, 5).round()[[1, 2, 3]]}) if frames >= 5 else list(range(frames))[:3]
+    rows = (
+        sorted({int(k) for k in np.linspace(0, frames - 1, 5).round()[[1, 2, 3]]})
+        if frames >= 5
+        else list(range(frames))[:3]
+    )
     panels = [(title, [array[k] for k in rows]) for title, array in shown]
     times = [time_text(contents.times[drawn.times[k]]).removesuffix(" UTC") if frames > 1 else "" for k in rows]
     scale = next(p.scale for p in drawn.panels if p.row == "state")

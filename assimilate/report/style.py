@@ -35,7 +35,7 @@ td small{color:var(--soft);font-weight:400}
 cursor:pointer;color:var(--accent);font-size:.8rem;line-height:1}
 .control button:hover{background:var(--wash)}
 .grid{display:grid;grid-template-columns:repeat(var(--columns),minmax(128px,1fr));gap:.8rem .7rem;
-max-width:calc(var(--columns)*250px)}
+max-width:calc(var(--columns)*270px)}
 figure{margin:0;min-width:0}
 figcaption{font-size:.82rem;min-height:1.5em;display:flex;align-items:baseline;gap:0;margin-bottom:.2rem;color:var(--soft);
 white-space:nowrap;overflow:hidden}
@@ -61,7 +61,7 @@ dt{font-weight:600;color:#33404c}dd{margin:0;color:var(--soft);overflow-wrap:any
 details{margin-top:.9rem;font-size:.86rem}summary{cursor:pointer;color:var(--accent)}
 pre{overflow:auto;background:var(--wash);border-radius:8px;padding:.8rem;font-size:.78rem}
 @media(max-width:640px){main{padding:1.2rem .6rem}section{padding:.9rem .8rem;border-radius:10px}
-dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}.legend i{width:1.75rem}.control output{min-width:0}}
+dl{grid-template-columns:1fr}.plot{max-width:none;height:auto;min-width:44rem}dd{margin-bottom:.4rem}.legend i{width:1.75rem}.control output{min-width:0}}
 @media print{section{break-inside:avoid;border:0}.control button,.control input{display:none}}
 """
 

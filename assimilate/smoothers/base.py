@@ -81,7 +81,5 @@ def count_experiments(observations: Sequence[Observation | None], rng: Rng, init
         return initial.shape[0]
     if isinstance(rng, Streams):
         return rng.rows[0]
-    leads = [
-        o.y.shape[0] for o in observations if o is not None and o.y.ndim > len(o.likelihood.operator.obs_shape)
-    ]
+    leads = [o.y.shape[0] for o in observations if o is not None and o.y.ndim > len(o.likelihood.operator.obs_shape)]
     return max(leads, default=1)

@@ -87,7 +87,9 @@ class RTS:
         """Check the dynamics."""
         check_linear(self.dynamics, method=self.name)
         if not isinstance(self.dynamics, GaussianPrior):
-            raise CapabilityError(f"{self.name} needs the exact prior; {type(self.dynamics).__name__} has no prior_moments()")
+            raise CapabilityError(
+                f"{self.name} needs the exact prior; {type(self.dynamics).__name__} has no prior_moments()"
+            )
 
     def solve(
         self,
@@ -145,7 +147,11 @@ class RTS:
         return _backward(*self._forward(observations, times, count, initial))
 
     def _forward(
-        self, observations: Sequence[Observation | None], times: Sequence[float], experiments: int, initial: Tensor | None
+        self,
+        observations: Sequence[Observation | None],
+        times: Sequence[float],
+        experiments: int,
+        initial: Tensor | None,
     ) -> tuple[list[_Forward], Tensor]:
         check_window(observations, times)
         device = next((o.y.device for o in observations if o is not None), torch.device("cpu"))

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from assimilate.posterior.condition import condition
-from assimilate.posterior.covariance import Dense, Modulated, gaussian_update
+from assimilate.posterior.covariance import Dense, Modulated
 from assimilate.posterior.guidance import DPS, MMPS, SDA, TMPD, JacobianFree, MonteCarlo, PiGDM
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.paths import VE, VP, FlowMatching, Interpolant
 from assimilate.posterior.predictors import Context, GaussianPredictor
-from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, ratio_times, uniform_times
+from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Renoise, ratio_times, uniform_times
+from assimilate.posterior.update import gaussian_update
 from benchmarks.posterior import gaussian_problem, mixture_problem, sample, scores
 from observations.base import ObservationOperator
 from observations.likelihood import Likelihood
@@ -153,7 +154,7 @@ def test_missing_values_contribute_exactly_nothing(guidance):
     def ask(likelihood, y):
         rng = torch.Generator().manual_seed(1)
         clean = condition(problem.predictor(path), path, likelihood, y, guidance, event_dims=1, rng=rng)(x, t, context)
-        return clean.mean - clean.unguided + (0.0 if clean.kick is None else clean.kick)
+        return clean.mean - clean.unguided.mean + (0.0 if clean.kick is None else clean.kick)
 
     torch.testing.assert_close(ask(problem.likelihood, gap), ask(fewer, problem.y[[0, 2]]), rtol=1e-6, atol=1e-8)
     if not isinstance(guidance, DPS) or guidance.form == "score":
@@ -217,7 +218,7 @@ def test_monte_carlo_tends_to_the_exact_gradient():
     def shift(guidance, seed=0):
         rng = torch.Generator().manual_seed(seed)
         clean = condition(problem.predictor(path), path, likelihood, problem.y, guidance, event_dims=1, rng=rng)(x, t, context)
-        return clean.mean - clean.unguided
+        return clean.mean - clean.unguided.mean
 
     exact = shift(MMPS(iterations=3))
     errors = {}
@@ -239,23 +240,73 @@ def test_linearize_against_finite_differences():
     assert value.shape == (3, 2)
 
 
+def modulated(rows=5, columns=7, samples=2):
+    spectrum, torus = Modulated.radial_spectrum(torch.exp(-torch.arange(40, dtype=torch.float64) / 2), (rows, columns))
+    std = 0.5 + torch.rand(samples, 1, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Modulated(std, spectrum, torus)
+
+
+def matrix_of(covariance, size):
+    block = covariance.block(torch.arange(size))
+    return block.scale[..., :, None] * block.matrix * block.scale[..., None, :]
+
+
 def test_modulated_covariance_against_its_matrix():
-    rows, columns = 5, 7
-    gap = torch.sqrt(
-        torch.arange(rows, dtype=torch.float64)[:, None] ** 2 + torch.arange(columns, dtype=torch.float64)[None] ** 2
+    covariance = modulated()
+    matrix = matrix_of(covariance, 35)
+    assert float(torch.linalg.eigvalsh(matrix).min()) > -1e-10
+    v = torch.randn(2, 1, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(covariance.apply(v), (matrix @ v.reshape(2, -1, 1)).reshape(v.shape))
+    # Neighbours correlate by exp(-1/2), within what clipping the spectrum moves.
+    first = covariance.block(torch.tensor([0, 1])).matrix
+    assert float(first[0, 1]) == pytest.approx(math.exp(-0.5), abs=0.02)
+    n = 20_000
+    draws = Modulated(covariance.std[:1], covariance.spectrum, covariance.torus).draw(
+        torch.Generator().manual_seed(2), (n, 1, 5, 7), dtype=torch.float64, device="cpu"
     )
-    std = 0.5 + torch.rand(2, 1, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    modulated = Modulated(std, torch.exp(-gap / 2))
-    matrix = modulated.block(torch.arange(rows * columns))
-    v = torch.randn(2, 1, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = (matrix @ v.reshape(2, -1, 1)).reshape(v.shape)
-    torch.testing.assert_close(modulated.apply(v), expected)
-    z = torch.randn(20_000, 1, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    draws = Modulated(std[:1], modulated.correlation).draw(z).flatten(1)
-    # Exact variances, covariances near the edges to a few per cent of s_i s_j.
-    torch.testing.assert_close(draws.var(0), matrix[0].diagonal(), rtol=5 * math.sqrt(2 / 20_000), atol=0)
-    scale = std[0].flatten()
-    assert float(((torch.cov(draws.T) - matrix[0]) / (scale[:, None] * scale)).abs().max()) < 0.15
+    scale = covariance.std[0].flatten()
+    error = (torch.cov(draws.flatten(1).T) - matrix[0]) / (scale[:, None] * scale)
+    assert float(error.abs().max()) < 6 * math.sqrt(2 / n)
+
+
+def test_updated_covariance_is_the_posterior():
+    # Factor, preconditioned and plain conjugate gradients, products and draws against the closed form.
+    covariance = modulated()
+    matrix, index = matrix_of(covariance, 35), torch.tensor([0, 4, 17, 30])
+    likelihood = Likelihood(Mask((1, 5, 7), index), GaussianNoise(0.3))
+    y = torch.tensor([1.0, torch.nan, -0.5, 0.2], dtype=torch.float64)
+    mean = torch.zeros(2, 1, 5, 7, dtype=torch.float64)
+    shift, updated = gaussian_update(mean, covariance, likelihood, y)
+    seen = index[[0, 2, 3]]
+    for row in range(2):
+        v = matrix[row]
+        gain = torch.linalg.solve(v[seen][:, seen] + 0.09 * torch.eye(3), v[seen]).T
+        torch.testing.assert_close(shift[row].flatten(), gain @ y[[0, 2, 3]], rtol=2e-3, atol=2e-3)
+        exact = v - gain @ v[seen]
+        basis = torch.eye(35, dtype=torch.float64).reshape(35, 1, 1, 5, 7).expand(35, 2, 1, 5, 7)
+        found = torch.stack([updated.apply(b)[row].flatten() for b in basis], 1)
+        torch.testing.assert_close(found, exact, rtol=5e-3, atol=5e-3)
+    n = 10_000
+    wide = Modulated(covariance.std[:1].expand(n, 1, 5, 7), covariance.spectrum, covariance.torus)
+    _, many = gaussian_update(mean[:1].expand(n, 1, 5, 7), wide, likelihood, y)
+    draws = many.draw(torch.Generator().manual_seed(0), (n, 1, 5, 7), dtype=torch.float64, device="cpu").flatten(1)
+    v = matrix[0]
+    exact = v - v[:, seen] @ torch.linalg.solve(v[seen][:, seen] + 0.09 * torch.eye(3), v[seen])
+    scale = covariance.std[0].flatten()
+    assert float(((torch.cov(draws.T) - exact) / (scale[:, None] * scale)).abs().max()) < 6 * math.sqrt(2 / n) + 0.005
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_posterior_covariance_makes_guided_sampling_exact_in_few_steps(steps):
+    # With m_y and V_y right, both samplers draw a Gaussian posterior exactly, whatever the grid.
+    problem, n = gaussian_problem(), 20_000
+    path = Interpolant()
+    times = uniform_times(steps, dtype=torch.float64)
+    for sampler in (Ancestral(variance="clean"), Renoise()):
+        x = sample(problem, JacobianFree(covariance="clean"), sampler, path, times, n, seed=1)
+        found = scores(problem, x)
+        assert found["mean"] < 5 / math.sqrt(n)
+        assert abs(found["trace"] - 1) < 0.03
 
 
 def test_gaussian_update_by_factor_and_by_conjugate_gradients():
@@ -270,7 +321,7 @@ def test_gaussian_update_by_factor_and_by_conjugate_gradients():
     expected = (y[[0, 2]] - mean @ seen.T) @ gain.T
     dense = Dense(covariance, 1)
     for operator in (Matrix((6,), matrix), Mask((6,), mask)):
-        shift = gaussian_update(mean, dense, Likelihood(operator, GaussianNoise(0.3)), y)
+        shift, _ = gaussian_update(mean, dense, Likelihood(operator, GaussianNoise(0.3)), y)
         torch.testing.assert_close(shift, expected, rtol=1e-6, atol=1e-6)
 
 

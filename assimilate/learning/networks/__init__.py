@@ -16,7 +16,16 @@ from assimilate.errors import UnknownName
 from assimilate.learning.networks.mlp import MLP, MLPSettings
 from assimilate.learning.networks.unet import UNet, UNetSettings
 
-__all__ = ["ARCHITECTURES", "MLP", "MLPSettings", "UNet", "UNetSettings", "architecture_name", "build_network", "sized_network"]
+__all__ = [
+    "ARCHITECTURES",
+    "MLP",
+    "MLPSettings",
+    "UNet",
+    "UNetSettings",
+    "architecture_name",
+    "build_network",
+    "sized_network",
+]
 
 Architectures = Mapping[str, tuple[type, type[nn.Module]]]
 

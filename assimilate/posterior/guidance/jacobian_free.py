@@ -23,10 +23,11 @@ from typing import Literal
 from torch import Tensor
 
 from assimilate.posterior.condition import Problem
-from assimilate.posterior.covariance import Isotropic, gaussian_update
+from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.guidance.base import Gain, isotropic_variance, observed, observed_residual
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.predictors import Clean, Context
+from assimilate.posterior.update import gaussian_update
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,5 @@ class JacobianFree:
                 f"{self!r} needs a predictor that gives the covariance of the clean state, and "
                 f"{type(problem.predictor).__name__} gives none; use covariance='isotropic'"
             )
-        shift = gaussian_update(clean.mean, covariance, likelihood, problem.y, iterations=self.iterations)
-        return clean._replace(mean=clean.mean + self.strength * shift)
+        shift, updated = gaussian_update(clean.mean, covariance, likelihood, problem.y, iterations=self.iterations)
+        return clean._replace(mean=clean.mean + self.strength * shift, covariance=updated)

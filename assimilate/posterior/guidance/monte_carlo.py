@@ -84,21 +84,22 @@ class MonteCarlo(Guided):
 
     def gradient(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem) -> Tensor:
         """See `Guided`."""
-        lead = x.ndim - problem.event_dims
-        shape = (*x.shape[:lead], self.draws, *x.shape[lead:])
-        z = normal(problem.rng, shape, dtype=x.dtype, device=x.device).movedim(lead, 0)
-        ends = self._endpoints(clean, x, t, context, problem, z)
+        ends = self._endpoints(clean, x, t, context, problem)
         return torch.autograd.grad(self._objective(ends, problem).sum(), x)[0]
 
-    def _endpoints(
-        self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem, z: Tensor
-    ) -> Tensor:
+    def _endpoints(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem) -> Tensor:
         """Draws of the clean state, `(draws, *b, *event)`."""
         if self.endpoint == "exact":
             covariance = clean.covariance
             if covariance is None:
                 covariance = Isotropic(isotropic_variance(problem.path, t, x, self.prior_std))
-            return clean.mean + covariance.draw(z)
+            shape, options = tuple(x.shape), {"dtype": x.dtype, "device": x.device}
+            return clean.mean + torch.stack(
+                [covariance.draw(problem.rng, shape, **options) for _ in range(self.draws)]
+            )
+        lead = x.ndim - problem.event_dims
+        many = (*x.shape[:lead], self.draws, *x.shape[lead:])
+        z = normal(problem.rng, many, dtype=x.dtype, device=x.device).movedim(lead, 0)
         left = 1.0 - t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
         drift = problem.path.from_mean(x, t, clean.mean, "drift", context.base)
         root = torch.sqrt(1.0 - left)

@@ -1,0 +1,155 @@
+"""From the [[method]] tables of a card to objects that run: classes, settings, and the dynamics they move with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assimilate import registry
+from assimilate.cards import Card, Method
+from assimilate.cycle import values_of
+from assimilate.errors import CardError, UserError, suggestion
+from assimilate.experiment import child_seed
+from assimilate.problem import Problem
+from assimilate.sources import located
+from dynamics.base import Dynamics
+from dynamics.random import Rng, Streams
+from dynamics.space import Space
+from observations.likelihood import Observation
+
+
+def transition_of(entry: Method, where: str, folder: Path | None = None, device: torch.device | str = "cpu") -> Any:
+    """What a method moves with: a learned transition (or window prior), or a system; None for the truth's own."""
+    if entry.transition is not None:
+        from assimilate.learning.pretrained import load_pretrained
+
+        made = load_pretrained(located(entry.transition, folder), device=device)
+        return made.gaussian() if entry.residual == "gaussian" else made
+    if entry.dynamics is not None:
+        return registry.build("dynamics", entry.dynamics.spec(), f"{where}.dynamics")
+    return None
+
+
+def method_of(
+    problem: Problem,
+    entry: Method,
+    where: str,
+    *,
+    folder: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """The method of a card, ready to run.
+
+    The class is given what it accepts of: `dynamics` (or `prior`, for smoothers), the `space` of the state, and, for
+    presets that fit themselves, the list of all `observations`.
+
+    Raises:
+        UserError: an unknown class or setting, or dynamics that do not fit the state.
+    """
+    spec = {"type": entry.type, **entry.settings()}
+    moved = transition_of(entry, where, folder, device) or problem.dynamics
+    if moved is not None:
+        moved = on_grid(moved, problem.space, where)
+        if dtype == torch.float64 and entry.transition is not None:
+            moved = moved.to(dtype=dtype)
+    factory, _ = registry.check("method", spec, where)
+    accepted = registry.settings_of(factory)
+    given: dict[str, Any] = {"space": problem.space}
+    if moved is not None:
+        given |= {"dynamics": moved, "prior": moved}
+    if "observations" in accepted:
+        given["observations"] = observation_list(problem)
+    needed = [n for n in ("dynamics", "prior") if n in accepted and n not in given]
+    if needed:
+        raise CardError(f"{where}: {entry.type} needs 'transition' or 'dynamics'")
+    registry.check("method", spec, where, given=given)
+    return registry.build("method", spec, where, **given)
+
+
+def observation_list(problem: Problem) -> list[Observation]:
+    """All observations of a problem, for methods that fit their settings to them."""
+    times = range(problem.observations.sizes["time"])
+    seen = (problem.observations.isel(time=k).load() for k in times)
+    likelihood = problem.likelihood
+    return [Observation(likelihood, values_of(now, likelihood, problem.experiments).float()) for now in seen]
+
+
+def on_grid(dynamics: Any, space: Space, where: str) -> Any:
+    """Dynamics whose Space is that of the problem; a learned one that runs on any grid is moved there.
+
+    Raises:
+        UserError: the variables, units or grid differ.
+    """
+    own = dynamics.space
+    if own == space:
+        return dynamics
+    kinds = [[(f.units, repr(f.transform), len(s.grid)) for f in s.fields] for s in (own, space)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{where}: the dynamics are of {own!r}, the state is {space!r}")
+    if is_dataclass(dynamics) and not isinstance(dynamics, type) and "space" in {f.name for f in fields(dynamics)}:
+        return replace(dynamics, space=space)
+    if own.event_shape != space.event_shape:
+        raise UserError(
+            f"{where}: the dynamics have a grid of {own.grid_shape} cells, the state one of {space.grid_shape}"
+        )
+    return Relabelled(dynamics, space)
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Dynamics on the same number of cells as the data, with the data's coordinates.
+
+    Args:
+        dynamics: the system.
+        space: the labels of its states.
+    """
+
+    dynamics: Dynamics
+    space: Space
+
+    @property
+    def dt(self) -> float:
+        """Length of a step."""
+        return self.dynamics.dt
+
+    def prior(self, shape: tuple[int, ...], *, rng: Rng, **place: Any) -> Tensor:
+        """See `Dynamics.prior`."""
+        return self.dynamics.prior(shape, rng=rng, **place)
+
+    def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
+        """See `Dynamics.step`."""
+        return self.dynamics.step(x, time, rng=rng)
+
+
+def initial_prior(problem: Problem, members: int, seed: int, dtype: torch.dtype) -> Tensor | None:
+    """Members from the prior of a system that the card names for it; None for the method's own."""
+    named = problem.card.initial.dynamics
+    if named is None:
+        return None
+    system = on_grid(registry.build("dynamics", named.spec(), "initial.dynamics"), problem.space, "initial.dynamics")
+    rng = Streams(child_seed(seed, "prior"), problem.experiments, members).at(0)
+    return system.prior((problem.experiments, members), rng=rng, dtype=dtype)
+
+
+def check_labels(card: Card) -> list[str]:
+    """Labels of the methods, each different; the class's usual name is the default.
+
+    Raises:
+        CardError: two methods have the same label, or an expected score names none of them.
+    """
+    labels: list[str] = []
+    for entry in card.method:
+        label = entry.label or str(getattr(registry.resolve("method", entry.type), "name", entry.type))
+        if label in labels:
+            raise CardError(f"two methods are called '{label}'; give them different labels")
+        labels.append(label)
+    for k, wanted in enumerate(card.expected):
+        for name in (wanted.method, wanted.relative_to):
+            if name is not None and name not in labels:
+                raise CardError(f"expected[{k}]: there is no method '{name}'{suggestion(name, labels)}")
+    return labels
