@@ -157,8 +157,9 @@ class Method(BaseModel):
     """Ensemble size."""
     transition: str | None = None
     """A learned transition: the name of a pretrained one, or the path of a checkpoint."""
-    residual: Literal["learned", "gaussian"] = "learned"
-    """"gaussian" replaces what the transition learned around its forecast by a Gaussian of the same spread."""
+    variant: Literal["learned", "gaussian", "published"] = "learned"
+    """How the transition is used: "gaussian" replaces what it learned around its forecast by a Gaussian of the same
+    spread; "published" runs it from the previous state on the FlowDAS paper's path."""
     dynamics: Component | None = None
     """Dynamics of this method; default: the transition, or those of the truth."""
     observed: bool = True

@@ -88,7 +88,7 @@ def normal_weights(members: xr.DataArray, log_weights: xr.DataArray | None) -> x
     if log_weights is None:
         return xr.DataArray(np.full(members.sizes["member"], 1.0 / members.sizes["member"]), dims="member")
     log_weights = log_weights.reset_coords(drop=True)
-    weights = np.exp(log_weights - log_weights.max("member"))
+    weights: xr.DataArray = xr.apply_ufunc(np.exp, log_weights - log_weights.max("member"))
     return weights / weights.sum("member")
 
 

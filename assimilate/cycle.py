@@ -280,7 +280,7 @@ def values_of(now: xr.Dataset, likelihood: Likelihood, experiments: int) -> Tens
     y = np.concatenate([np.broadcast_to(p, (rows, p.shape[1])) for p in parts], axis=1)
     if y.shape[1] != math.prod(shape):
         raise UserError(
-            f"one time of the observations has {y.shape[1]} values, the operator {likelihood.operator!r} has {math.prod(shape)}"
+            f"one time of the observations has {y.shape[1]} values, {likelihood.operator!r} has {math.prod(shape)}"
         )
     if np.isinf(y).any():
         raise UserError("the observations hold an infinite value; NaN means not observed")

@@ -27,11 +27,27 @@ def transition_of(entry: Method, where: str, folder: Path | None = None, device:
     if entry.transition is not None:
         from assimilate.learning.pretrained import load_pretrained
 
-        made = load_pretrained(located(entry.transition, folder), device=device)
-        return made.gaussian() if entry.residual == "gaussian" else made
+        return variant_of(load_pretrained(located(entry.transition, folder), device=device), entry.variant, where)
     if entry.dynamics is not None:
         return registry.build("dynamics", entry.dynamics.spec(), f"{where}.dynamics")
     return None
+
+
+def variant_of(made: Any, variant: str, where: str) -> Any:
+    """A learned transition in the form that the card asks for; see `Method.variant`."""
+    if variant == "learned":
+        return made
+    from assimilate.learning.transition import LearnedTransition
+
+    if not isinstance(made, LearnedTransition):
+        raise CardError(f'{where}: variant = "{variant}" needs a transition with a forecast, not {type(made).__name__}')
+    if variant == "gaussian":
+        return made.gaussian()
+    from assimilate.learning.published import PublishedTransition
+
+    # The paper's noise is 1 in units of the state's standard deviation.
+    std = made.forecast.standardisation.std
+    return PublishedTransition(made, noise=sum(std) / len(std))
 
 
 def method_of(

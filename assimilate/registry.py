@@ -45,6 +45,8 @@ METHODS = {
     "OptimalInterpolation": "assimilate.baselines.optimal_interpolation:OptimalInterpolation",
     "LinearInterpolation": "assimilate.baselines.interpolation:LinearInterpolation",
     "NearestInterpolation": "assimilate.baselines.interpolation:NearestInterpolation",
+    "PersistenceFilter": "assimilate.baselines.persistence:PersistenceFilter",
+    "ClimatologyFilter": "assimilate.baselines.climatology:ClimatologyFilter",
 }
 GUIDANCE = {
     "DPS": "assimilate.posterior.guidance:DPS",
@@ -60,7 +62,6 @@ SAMPLERS = {
     "EulerMaruyama": "assimilate.posterior.samplers:EulerMaruyama",
     "Heun": "assimilate.posterior.samplers:Heun",
     "PredictorCorrector": "assimilate.posterior.samplers:PredictorCorrector",
-    "AnalyticAncestral": "assimilate.learning.sampling:AnalyticAncestral",
 }
 KINDS: dict[str, dict[str, str]] = {
     "dynamics": DYNAMICS,

@@ -7,8 +7,8 @@
     log_evidence, ess         (experiment, time)
 
 Moments are in the units that are assimilated, log(1 + mm) for rain: there the mean is the best estimate, and there it
-is scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single field
-has only moments. Stored members may be fewer than the method ran (`keep`): they are then equally likely again.
+is scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single
+field has only moments. Stored members may be fewer than the method ran (`keep`): they are then equally likely again.
 """
 
 from __future__ import annotations

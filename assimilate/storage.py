@@ -91,7 +91,7 @@ def append(part: xr.Dataset, path: Path, *, new: bool) -> None:
             if "time" not in array.dims:
                 continue
             target = file[str(name)]
-            values = array.values
+            values: Any = array.values
             if np.issubdtype(values.dtype, np.datetime64):
                 values = netCDF4.date2num(values.astype("datetime64[us]").tolist(), target.units, target.calendar)
             where = tuple(slice(begin, None) if d == "time" else slice(None) for d in array.dims)

@@ -44,6 +44,20 @@ MEMBER_SCORES = 64
 """Members whose own scores are averaged for `*_member`."""
 RANK_MEMBERS = 20
 """Members of the rank histogram: 21 ranks."""
+SCORES = {
+    "rmse": "root-mean-square error of the mean",
+    "rmse_member": "root-mean-square error of one member",
+    "nrmse": "error of the mean over the size of the truth, normalised units",
+    "nrmse_member": "error of one member over the size of the truth, normalised units",
+    "mae": "mean absolute error of the mean",
+    "crps": "continuous ranked probability score",
+    "crps_fair": "continuous ranked probability score, unbiased for a finite ensemble",
+    "spread_skill": "spread over error of the mean, 1 when calibrated",
+    "ess": "effective sample size, mean over times",
+    "log_evidence": "log probability of all observations, mean over experiments",
+    "seconds": "wall time of the method",
+}
+"""What each score is; csi_* are critical success indices, withheld_* are scores at withheld observations."""
 
 
 @dataclass(frozen=True)

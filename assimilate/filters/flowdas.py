@@ -36,7 +36,7 @@ from assimilate.filters.particle import weigh
 from assimilate.posterior.condition import Guidance
 from assimilate.posterior.guidance import JacobianFree, MonteCarlo
 from assimilate.posterior.samplers import EulerMaruyama, Sampler, uniform_times
-from assimilate.posterior.transition import GenerativeTransition, draw
+from assimilate.posterior.transition import Bounded, GenerativePrior, GenerativeTransition, draw
 from assimilate.posterior.weights import Scheme, effective_sample_size, resample
 from dynamics.base import steps_between
 from dynamics.random import Rng
@@ -117,9 +117,13 @@ class FlowDAS(EnsembleFilter):
         start = resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
         seen = 0 if observation is None else most_observed(observation)
         weighted = seen > 0 and (self.weights == "global" or (self.weights == "auto" and seen <= self.weight_limit))
-        members, ratio = start.members, None
-        if steps_between(self.dynamics, state.time, time) > 0:
-            before = time - self.dynamics.dt
+        members, ratio, context = start.members, None, None
+        moving = steps_between(self.dynamics, state.time, time) > 0
+        if not moving and seen and not weighted and isinstance(self.dynamics, GenerativePrior):
+            # Members of a prior ensemble that cannot be weighed: draw from p(x | y) by the same guidance instead.
+            context = self.dynamics.prior_context(members)
+        if moving or context is not None:
+            before = time - self.dynamics.dt if moving else time
             members = forecast(self.dynamics, members, state.time, before, rng=rng, method=self.name)
             sample = draw(
                 self.dynamics,
@@ -133,8 +137,11 @@ class FlowDAS(EnsembleFilter):
                 sampler=self.sampler,
                 times=None if self.times is None else self.times.to(members.dtype),
                 weighted=weighted,
+                context=context,
             )
             members, ratio = sample.x, sample.log_ratio
+            if isinstance(self.dynamics, Bounded):
+                members = self.dynamics.admissible(members)
         if not weighted or observation is None:
             check_finite(members, self.name, time, state.time)
             # Members that were not weighed say nothing of how probable the observation was.

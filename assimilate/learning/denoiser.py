@@ -75,8 +75,11 @@ class EDMDenoiser(nn.Module):
         c = self.precondition(noisy, ratio)
         event = noisy.shape[noisy.ndim - self.event_dims :]
         context = None if condition is None else condition.reshape(-1, *condition.shape[-self.event_dims :])
-        raw = self.network((c.inside * noisy).reshape(-1, *event), c.noise.reshape(-1), context)
-        raw = raw.reshape(*noisy.shape[: noisy.ndim - self.event_dims], *raw.shape[1:])
+        # The network computes in its own precision, whatever that of the states.
+        dtype = next(self.network.parameters()).dtype
+        inner = (c.inside * noisy).reshape(-1, *event).to(dtype)
+        raw = self.network(inner, c.noise.reshape(-1).to(dtype), None if context is None else context.to(dtype))
+        raw = raw.to(noisy.dtype).reshape(*noisy.shape[: noisy.ndim - self.event_dims], *raw.shape[1:])
         if not self.variance:
             return raw, None, c
         mean, log_variance = raw.chunk(2, -self.event_dims)

@@ -23,13 +23,15 @@ class OneStepErrors(NamedTuple):
         mean: rms error of the mean, Space units.
         mean_error: standard error of `mean` squared, Space units squared.
         spread: learned over true standard deviation.
-        distance: Wasserstein-1 distance over the true standard deviation; None where a density was used.
+        distance: Wasserstein-1 distance over the true standard deviation; None where moments were used.
+        floor: the same distance between two samples of the true law: what `distance` is for a perfect transition.
     """
 
     mean: Tensor
     mean_error: Tensor
     spread: Tensor
-    distance: Tensor | None
+    distance: Tensor | None = None
+    floor: Tensor | None = None
 
 
 def one_step_errors(
@@ -47,7 +49,7 @@ def one_step_errors(
     """
     ours = _draws(learned, states, draws, rng, time)
     mean, variance = ours.mean(0), ours.var(0)
-    distance = None
+    distance = floor = None
     noise = variance / draws
     if isinstance(true, TransitionDensity):
         true_mean, covariance = true.moments(states, time)
@@ -56,15 +58,21 @@ def one_step_errors(
         theirs = _draws(true, states, draws, rng, time)
         true_mean, true_variance = theirs.mean(0), theirs.var(0)
         noise = noise + true_variance / draws
-        apart = (ours.sort(0).values - theirs.sort(0).values).abs().mean(0)
-        distance = (apart / true_variance.sqrt()).mean(0)
+        again = _draws(true, states, draws, rng, time)
+        distance, floor = (_wasserstein(sample, theirs).mean(0) for sample in (ours, again))
     squared = (mean - true_mean).square() - noise
     return OneStepErrors(
         mean=squared.mean(0).clamp_min(0).sqrt(),
         mean_error=squared.std(0) / len(states) ** 0.5,
         spread=(variance.mean(0) / true_variance.mean(0)).sqrt(),
         distance=distance,
+        floor=floor,
     )
+
+
+def _wasserstein(sample: Tensor, reference: Tensor) -> Tensor:
+    """Wasserstein-1 distance of two samples of equal size, value by value, over the reference's standard deviation."""
+    return (sample.sort(0).values - reference.sort(0).values).abs().mean(0) / reference.std(0)
 
 
 def _draws(dynamics: Dynamics, states: Tensor, draws: int, rng: Rng, time: float) -> Tensor:

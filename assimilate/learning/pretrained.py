@@ -19,6 +19,7 @@ WEIGHTS = FilePath(__file__).parent / "weights"
 """Folder of the shipped weights."""
 
 KINDS = {
+    "field": "assimilate.learning.field:field_transition",
     "transition": "assimilate.learning.transition:learned_transition",
     "window": "assimilate.learning.window:window_prior",
 }

@@ -69,10 +69,10 @@ class Forecast(nn.Module):
     def unit_increment(self, x: Tensor) -> Tensor:
         """The increment in units of its standard deviation; what training regresses."""
         event = x.shape[x.ndim - self.event_dims :]
-        encoded = self.standardisation.encode(x).reshape(-1, *event)
+        encoded = self.standardisation.encode(x).reshape(-1, *event).to(next(self.network.parameters()).dtype)
         # A U-Net always takes a noise level; a forecast has none to give.
         level = encoded.new_zeros(len(encoded)) if self.leveled else None
-        return self.network(encoded, level, None).reshape(x.shape)
+        return self.network(encoded, level, None).to(x.dtype).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean of the next state, Space units."""

@@ -59,6 +59,24 @@ class GenerativeTransition(Protocol):
         ...
 
 
+@runtime_checkable
+class GenerativePrior(Protocol):
+    """A capability of transitions that can also draw a state without a past, from the same path and predictor."""
+
+    def prior_context(self, x: Tensor) -> Context:
+        """Base and condition of `p(x_k)` itself, for states shaped like `x`."""
+        ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A capability of transitions whose states have bounds that a sampler does not know."""
+
+    def admissible(self, x: Tensor) -> Tensor:
+        """The nearest states within the bounds."""
+        ...
+
+
 def draw(
     transition: GenerativeTransition,
     x: Tensor,
@@ -72,6 +90,7 @@ def draw(
     sampler: Sampler | None = None,
     times: Tensor | None = None,
     weighted: bool = False,
+    context: Context | None = None,
 ) -> Sample:
     """One step of a generative transition, guided by an observation of the next state if one is given.
 
@@ -87,8 +106,9 @@ def draw(
         sampler: the transition's own by default.
         times: the transition's own by default.
         weighted: return the log importance ratio of the guided steps.
+        context: base and condition, where they are not those of a step from `x`.
     """
-    context = transition.context(x, time)
+    context = transition.context(x, time) if context is None else context
     base = torch.zeros_like(x) if context.base is None else context.base
     start = transition.path.start(base, normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device))
     predictor = transition.predictor

@@ -90,7 +90,7 @@ def read(path: Path) -> Contents:
         if "observations" not in tree.children:
             raise UserError(f"'{file}' is not a result of `assimilate run`: it has no group 'observations'")
         groups = {name: node.to_dataset().load() for name, node in tree.children.items()}
-        attrs = dict(tree.attrs)
+        attrs = {str(k): v for k, v in tree.attrs.items()}
     order = {label: k for k, label in enumerate(json.loads(attrs.get("labels", "[]")))}
     entries = [Entry(str(d.attrs.get("label", name)), d) for name, d in groups.items() if name not in RESERVED]
     entries.sort(key=lambda e: order.get(e.label, len(order)))

@@ -99,7 +99,7 @@ def picture_dims(field: xr.DataArray) -> tuple[str, str] | None:
 
 def atlas(contents: Contents, name: str) -> Atlas | None:
     """The pictures of a field: truth, observations, and for each method mean, one member, spread and error."""
-    sample = contents.truth[name] if contents.truth is not None else contents.entries[0].analysis[f"{name}_mean"]
+    sample = contents.truth[name] if contents.truth is not None else _stand_in(contents, name)
     dims = picture_dims(sample)
     if dims is None:
         return None
@@ -115,7 +115,7 @@ def atlas(contents: Contents, name: str) -> Atlas | None:
     at = _Selector(times, dims, orient)
     means = {e.label: e.field(name, "mean") for e in contents.entries}
     truth = None if contents.truth is None else contents.truth[name]
-    scale = state_scale(truth if truth is not None else means[contents.entries[0].label])
+    scale = state_scale(sample)
     panels: list[Panel] = []
     states: list[tuple[str, np.ndarray]] = []
     seen = observed_field(contents, sample, times)
@@ -154,6 +154,13 @@ def atlas(contents: Contents, name: str) -> Atlas | None:
     height, width = (sample.sizes[d] for d in dims)
     shape = (height, width) if moving else (count, width)
     return Atlas(name, label, tuple(int(c) for c in chosen), shape, tuple(panels), tuple(states))
+
+
+def _stand_in(contents: Contents, name: str) -> xr.DataArray:
+    """Where there is no truth: the first mean, in units of the data, with the labels of the field."""
+    mean = contents.entries[0].analysis[f"{name}_mean"]
+    labels = next((e.analysis[name].attrs for e in contents.entries if name in e.analysis), mean.attrs)
+    return mean.copy(data=_from_working(contents, name)(mean.values)).rename(name).assign_attrs(labels)
 
 
 class _Selector:
@@ -232,8 +239,7 @@ def observed_field(contents: Contents, sample: xr.DataArray, times: np.ndarray) 
         return None
     array = first(seen[next(iter(seen.data_vars))])
     dims = [str(d) for d in array.dims if d not in LEADING]
-    field_name = str(sample.name).removesuffix("_mean")
-    back = _from_working(contents, field_name)
+    back = _from_working(contents, str(sample.name))
     shape = [sample.sizes[d] for d in grid]
     full = np.full((len(times), int(np.prod(shape))), np.nan)
     rows = [k for k, t in enumerate(times) if t in seen["time"].values]

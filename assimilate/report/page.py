@@ -83,7 +83,7 @@ def table(contents: Contents) -> str:
     units = dict(zip(scores["score"].values.tolist(), contents.scores["units"].values.tolist(), strict=True))
     spread = contents.scores.get("spread_over_draws")
     heads = "".join(
-        f'<th scope="col" title="{html.escape(str(c))}">{html.escape(score_title(c))}{unit_text(units[c])}</th>'
+        f'<th scope="col" title="{html.escape(meaning(c))}">{html.escape(score_title(c))}{unit_text(units[c])}</th>'
         for c in columns
     )
     best = {c: best_of(c, scores.sel(score=c).values) for c in columns}
@@ -117,8 +117,8 @@ def maps(contents: Contents, drawn: Atlas, index: int) -> str:
         if scale is not None:
             label = ROWS[key]
             cells.append(
-                f'<figure class="key" style="grid-row:{row + 3};grid-column:1"><figcaption><b>{label[0].upper()}{label[1:]}'
-                f"</b></figcaption>{legend(scale, upright=True)}</figure>"
+                f'<figure class="key" style="grid-row:{row + 3};grid-column:1">'
+                f"<figcaption><b>{label[0].upper()}{label[1:]}</b></figcaption>{legend(scale, upright=True)}</figure>"
             )
     state = next(p.scale for p in drawn.panels if p.row == "state")
     assert state is not None
@@ -156,7 +156,8 @@ def place(panel: Panel, drawn: Atlas, start: int, contents: Contents) -> str:
     return (
         f'<figure style="grid-row:{row};grid-column:{panel.column + 1}" data-panel="{panel.row}-{panel.column}">'
         f"<figcaption>{dot}{head}{note}</figcaption>"
-        f'<img src="{panel.frames[show]}" alt="{html.escape(caption + who)}" style="aspect-ratio:{width}/{height}"></figure>'
+        f'<img src="{panel.frames[show]}" alt="{html.escape(caption + who)}" '
+        f'style="aspect-ratio:{width}/{height}"></figure>'
     )
 
 
@@ -207,7 +208,8 @@ def expected(contents: Contents) -> str:
     )
     return (
         '<section><h2>Expected scores</h2><div class="scroll"><table class="expected"><thead><tr><th></th>'
-        '<th scope="col">Method</th><th scope="col">Expected</th><th scope="col">Found</th><th scope="col">Source</th></tr>'
+        '<th scope="col">Method</th><th scope="col">Expected</th><th scope="col">Found</th><th scope="col">Source</th>'
+        "</tr>"
         f"</thead><tbody>{rows}</tbody></table></div></section>"
     )
 
@@ -245,7 +247,19 @@ def score_title(name: str) -> str:
         event = name.removeprefix("csi_")
         digits = "".join(c for c in event if c.isdigit() or c in ".-")
         return f"CSI {digits} {event[len(digits) :]}".strip()
+    if name.startswith("withheld_"):
+        return f"{score_title(name.removeprefix('withheld_'))}, withheld"
     return TITLES.get(name, name)
+
+
+def meaning(score: str) -> str:
+    """What a score is, for those who rest the pointer on its name."""
+    from assimilate.verification import SCORES
+
+    if score.startswith("csi_"):
+        return "critical success index: hits / (hits + misses + false alarms)"
+    plain = SCORES.get(score.removeprefix("withheld_"), score)
+    return f"{plain}, at withheld observations" if score.startswith("withheld_") else plain
 
 
 def unit_text(units: str) -> str:

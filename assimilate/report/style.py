@@ -53,15 +53,18 @@ background:#e2e5e8}
 .legend.upright i{width:.9rem;height:1.35rem;margin:0;border-radius:0!important}
 .legend.upright span{left:1.35rem;top:.62rem;transform:translateY(-50%)!important}
 .legend.upright em{margin:0 0 .5rem;line-height:1.2}
-.expected td:first-child{font-weight:700;text-align:center}.pass td:first-child{color:#0a7a3d}.fail td:first-child{color:#b3261e}
-.expected td,.expected th{text-align:left}.expected td.source{white-space:normal;color:var(--soft);font-size:.84rem;min-width:16rem}
+.expected td:first-child{font-weight:700;text-align:center}.pass td:first-child{color:#0a7a3d}
+.fail td:first-child{color:#b3261e}
+.expected td,.expected th{text-align:left}
+.expected td.source{white-space:normal;color:var(--soft);font-size:.84rem;min-width:16rem}
 .failed{border-color:#e9b7b3;background:#fff6f5}.failed ul{margin:0;padding-left:1.2rem}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.3rem 1.2rem;margin:0;font-size:.86rem}
 dt{font-weight:600;color:#33404c}dd{margin:0;color:var(--soft);overflow-wrap:anywhere}
 details{margin-top:.9rem;font-size:.86rem}summary{cursor:pointer;color:var(--accent)}
 pre{overflow:auto;background:var(--wash);border-radius:8px;padding:.8rem;font-size:.78rem}
 @media(max-width:640px){main{padding:1.2rem .6rem}section{padding:.9rem .8rem;border-radius:10px}
-dl{grid-template-columns:1fr}.plot{max-width:none;height:auto;min-width:44rem}dd{margin-bottom:.4rem}.legend i{width:1.75rem}.control output{min-width:0}}
+dl{grid-template-columns:1fr}.plot{max-width:none;height:auto;min-width:44rem}dd{margin-bottom:.4rem}
+.legend i{width:1.75rem}.control output{min-width:0}}
 @media print{section{break-inside:avoid;border:0}.control button,.control input{display:none}}
 """
 

@@ -36,10 +36,10 @@ def test_optimal_proposal_of_a_linear_operator():
 
 
 def test_weights_correct_the_linearisation():
-    """A strongly curved operator: the weighted proposal has the moments and evidence found by quadrature."""
+    """A curved operator: the weighted proposal has the moments and evidence found by quadrature."""
     system = LinearGaussian.scalar(0.5, 1.0)
-    likelihood = Likelihood(Arctan(system.space), GaussianNoise(std=0.1))
-    y, start, n = torch.tensor([1.2], dtype=torch.float64), 1.0, 50_000
+    likelihood = Likelihood(Arctan(system.space), GaussianNoise(std=0.5))
+    y, start, n = torch.tensor([0.8], dtype=torch.float64), 1.0, 50_000
     x = torch.linspace(-8, 20, 200_001, dtype=torch.float64)
     log_density = system.log_prob(x[:, None], torch.full((len(x), 1), start, dtype=torch.float64), 0.0)
     log_density = log_density + likelihood.log_prob(y, x[:, None])
@@ -51,7 +51,7 @@ def test_weights_correct_the_linearisation():
     members = torch.full((1, n, 1), start, dtype=torch.float64)
     state, info = method.step(method.init(members), Observation(likelihood, y), 1.0, rng=Streams(0, 1, n))
     size = float(info.ess)
-    assert size > 0.2 * n
+    assert 0.2 * n < size < 0.6 * n
     assert abs(weighted_mean(*method.ensemble(state))[0, 0] - mean) < 5 * (variance / size) ** 0.5
     assert abs(weighted_variance(*method.ensemble(state))[0, 0] / variance - 1) < 5 * (3 / size) ** 0.5
     assert abs(info.log_evidence[0] - evidence.log()) < 5 * (1 / size - 1 / n) ** 0.5 + 1e-3
