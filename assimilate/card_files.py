@@ -102,9 +102,8 @@ def _enter(place: Any, key: str, path: str, change: str) -> Any:
         raise UserError(f"--set '{change}': no entry '{key}' in '{path.rpartition('.')[0]}'{suggestion(key, names)}")
     if not isinstance(place, dict):
         raise UserError(f"--set '{change}': '{path}' is not a table")
-    if key not in place and key not in Card.model_fields:
-        valid = set(place) | (set(Card.model_fields) if "." not in path else set())
-        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, valid)}")
+    if "." not in path and key not in Card.model_fields:
+        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, Card.model_fields)}")
     return place.setdefault(key, {})
 
 

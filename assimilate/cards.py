@@ -70,6 +70,8 @@ class Truth(Table):
     """First and last time that is used, inclusive."""
     time_unit: str = "h"
     """Unit of a model step where time is a date: "s", "min", "h" or "D"."""
+    periodic: list[str] = []
+    """Dimensions of a file that close on themselves."""
     region: dict[str, list[int]] = {}
     """Part of the grid: `{x = [0, 40]}` keeps indices 0 to 39."""
 

@@ -27,6 +27,9 @@ app = typer.Typer(
     "assimilate list methods  (what can be compared)",
 )
 
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 SeedOption = Annotated[int | None, typer.Option(help="Seed of all random numbers; default: the card's.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1...")]
 SetOption = Annotated[
@@ -63,6 +66,7 @@ def run_command(
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="Precision: float32 or float64.")] = "float32",
     changes: SetOption = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Whether to draw the page.")] = True,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless every expected score comes out.")] = False,
 ) -> None:
     """Run all methods of a card on the same observations and compare them.
@@ -93,10 +97,11 @@ def run_command(
         outcome = execute(
             loaded, folder, name=name, beside=path.parent, device=device, dtype=_dtype(dtype), listener=listener
         )
-    if outcome.scores:
+    page = None
+    if outcome.scores and report:
         with console.status("drawing the report"):
             page = render(folder)
-        print_outcome(loaded, outcome, page)
+    print_outcome(loaded, outcome, page)
     if outcome.failures:
         raise typer.Exit(1)
     if check and not all(c["passed"] for c in outcome.checks):
@@ -192,14 +197,16 @@ def run_app(arguments: Sequence[str]) -> int:
     except usage_error as error:
         return _complain(" ".join(error.format_message().split()))  # type: ignore[attr-defined]
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("stopped; what was finished has been written", err=True)
-        return 130
+        result = STOPPED
     except Exception as error:
         message = _of_the_user(error)
         if message is None:
             raise
         return _complain(message)
-    return int(result) if isinstance(result, int) else 0
+    code = int(result) if isinstance(result, int) else 0
+    if code == STOPPED:
+        typer.echo("stopped; what was finished has been written", err=True)
+    return code
 
 
 def _of_the_user(error: Exception) -> str | None:

@@ -35,6 +35,10 @@ def transition_of(entry: Method, where: str, folder: Path | None = None, device:
 
 def variant_of(made: Any, variant: str, where: str) -> Any:
     """A learned transition in the form that the card asks for; see `Method.variant`."""
+    from assimilate.learning.window import WindowDenoiser
+
+    if isinstance(made, WindowDenoiser):
+        made = made.prior()
     if variant == "learned":
         return made
     from assimilate.learning.transition import LearnedTransition

@@ -112,7 +112,7 @@ def build(kind: str, spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     Args:
         kind: registry of `type`.
         spec: the class's name under `type`, an optional class method under `preset`, and settings. A table among the
-            settings that has a `type` is made first, from whichever registry knows it.
+            settings that has a `type` is made first, from whichever registry knows it; "none" stands for None.
         where: key path for messages, such as "observations.operator".
         given: arguments that the program knows (the dynamics of a filter...); used where the class accepts them and
             the card does not set them.
@@ -124,11 +124,11 @@ def build(kind: str, spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     accepted = settings_of(factory)
     arguments = {k: v for k, v in given.items() if k in accepted and k not in settings}
     for key, value in settings.items():
-        nested = isinstance(value, Mapping) and "type" in value
-        made = (
-            build(_kind_of(key, value["type"], where), value, f"{where}.{key}", **given) if nested else _frozen(value)
-        )
-        arguments[key] = made
+        if isinstance(value, Mapping) and "type" in value:
+            kind_inside = _kind_of(key, value["type"], where)
+            arguments[key] = build(kind_inside, value, f"{where}.{key}", **given)
+        else:
+            arguments[key] = None if _is_none(accepted[key], value) else _frozen(value)
     try:
         return factory(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -155,7 +155,7 @@ def check(kind: str, spec: Mapping[str, Any], where: str, given: Mapping[str, An
             raise UserError(f"{where}.{key}: {spec['type']} has no such setting{suggestion(key, accepted)}")
         if isinstance(value, Mapping) and "type" in value:
             check(_kind_of(key, value["type"], where), value, f"{where}.{key}")
-        else:
+        elif not _is_none(accepted[key], value):
             _check_type(accepted[key], value, f"{where}.{key}")
     missing = [n for n, p in accepted.items() if p.default is p.empty and n not in settings and n not in (given or {})]
     if missing and given is not None:
@@ -173,6 +173,17 @@ def _kind_of(key: str, name: str, where: str) -> str:
     if ":" in name:
         return "operator"
     raise UserError(f"{where}.{key}: unknown type '{name}'{suggestion(name, [n for t in KINDS.values() for n in t])}")
+
+
+def _is_none(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether "none" is meant as None, for which TOML has no word: where the class takes None but not text."""
+    text = str(parameter.annotation)
+    return (
+        value == "none"
+        and ("None" in text or parameter.default is None)
+        and "Literal" not in text
+        and "str" not in text
+    )
 
 
 def _check_type(parameter: inspect.Parameter, value: Any, where: str) -> None:

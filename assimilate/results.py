@@ -154,7 +154,7 @@ def to_dataset(
         if all(v is not None for v in values):
             stacked = torch.stack(values, 1)
             parts.append(_variable(name, stacked, lead, coords, experiments, {"long_name": long_name, "units": "1"}))
-    return xr.merge(parts, compat="override", join="override", combine_attrs="drop").assign_attrs(attrs or {})
+    return xr.merge(parts, compat="override", join="override", combine_attrs="override").assign_attrs(attrs or {})
 
 
 def slice_of(members: Tensor, log_weights: Tensor | None, **more: Tensor | None) -> Slice:

@@ -58,7 +58,12 @@ def open_truth(truth: Truth, folder: Path | None = None) -> tuple[xr.Dataset, Sp
         data = data.isel({dim: slice(*ends)})
     chosen = transform_of(truth)
     transforms = {str(n): chosen for n in data.data_vars}
-    space = Space.from_dataset(data, transforms=transforms, mask="all")
+    wrong = [dim for dim in truth.periodic if dim not in data.dims]
+    if wrong:
+        raise DataError(
+            f"truth.periodic: there is no dimension '{wrong[0]}'{suggestion(wrong[0], map(str, data.dims))}"
+        )
+    space = Space.from_dataset(data, transforms=transforms, periodic=truth.periodic, mask="all")
     check_states(data, space, truth.data)
     return data, space
 

@@ -42,7 +42,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        if self.tasks:
+            self.bars.stop()
 
     def started(self, label: str, analyses: int) -> None:
         """A bar for the method; the first one starts the display, so that an early error stands alone."""
@@ -63,15 +64,19 @@ class Progress:
         self.bars.console.print(f"[red]{label} failed:[/] {error}", highlight=False)
 
 
-def print_outcome(card: Card, outcome: Outcome, page: Path) -> None:
+def print_outcome(card: Card, outcome: Outcome, page: Path | None) -> None:
     """The table of scores, expected scores, failures, and where the files are."""
     columns = [c for c in card.scores.names if any(c in s for s in outcome.scores.values())]
-    table = Table(title=card.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("method", no_wrap=True)
+    table = Table(title=card.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    # On a narrow terminal a long label wraps; numbers never do.
+    table.add_column("method", min_width=16)
     for c in columns:
         unit = outcome.units.get(c, "1")
         table.add_column(
-            score_title(c) + ("" if unit in ("1", "s", "members", "nat") else f"\n[dim]{unit}"), justify="right"
+            score_title(c).replace(" / ", "/\n").replace("CSI ", "CSI\n")
+            + ("" if unit in ("1", "s", "members", "nat") else f"\n[dim]{unit}"),
+            justify="right",
+            no_wrap=True,
         )
     best = {c: best_of(c, [s.get(c, float("nan")) for s in outcome.scores.values()]) for c in columns}
     for label in outcome.labels:
@@ -79,14 +84,17 @@ def print_outcome(card: Card, outcome: Outcome, page: Path) -> None:
             values = outcome.scores[label]
             cells = [_cell(values.get(c), outcome.spreads.get(label, {}).get(c), c, best[c]) for c in columns]
             table.add_row(label, *cells)
-    console.print(table)
+    if outcome.scores:
+        console.print(table)
     for check in outcome.checks:
         mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
         console.print(f"{mark} {check['method']}: {check['text']}, found {number(check['found'])}", highlight=False)
     for failure in outcome.failures:
         errors.print(f"[red]failed:[/] {failure['method']}: {failure['error']}", highlight=False, soft_wrap=True)
-    console.print(f"[dim]result[/]  {outcome.folder / 'result.nc'}", highlight=False, soft_wrap=True)
-    console.print(f"[dim]report[/]  {page}", highlight=False, soft_wrap=True)
+    if outcome.scores:
+        console.print(f"[dim]result[/]  {outcome.folder / 'result.nc'}", highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"[dim]report[/]  {page}", highlight=False, soft_wrap=True)
 
 
 def _cell(value: float | None, spread: float | None, score: str, best: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,11 @@ def train_card(card: Card, file: Path, *, beside: Path | None = None, device: to
     if card.fit is None:
         raise CardError("this card has no [fit] table, so there is nothing to train")
     resume = file.with_name(f"{file.name}.parts")
-    settings = card.fit.settings()
-    return Path(
-        train(
-            card.fit.recipe, source_of(card, beside), settings, file=file, resume=resume, progress=True, device=device
-        )
-    )
+    source, settings = source_of(card, beside), card.fit.settings()
+    written = train(card.fit.recipe, source, settings, file=file, resume=resume, progress=True, device=device)
+    # What is only there to go on from must not outlive the training, or the next one would be none.
+    shutil.rmtree(resume, ignore_errors=True)
+    return Path(written)
 
 
 def source_of(card: Card, beside: Path | None = None) -> Any:

@@ -170,6 +170,10 @@ def compare(estimate: Estimated, target: xr.DataArray, areas: xr.DataArray | flo
         out["crps_fair"] = out["crps"]
         if estimate.std is not None:
             out["variance"] = average(estimate.std**2)
+        if members is not None:
+            # A single trajectory is its own member.
+            out["member_squared_error"] = out["squared_error"]
+            out["member_normalised_squared_error"] = out["normalised_squared_error"]
     if not bool(np.isfinite(out["squared_error"].where(average.total > 0, 0.0)).all()):
         raise ValueError("the analysis is not finite at every cell and time where the truth is known")
     return xr.Dataset(out)

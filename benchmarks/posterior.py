@@ -29,7 +29,8 @@ from assimilate.posterior.guidance import DPS, MMPS, SDA, TMPD, JacobianFree, Mo
 from assimilate.posterior.paths import VE, Interpolant
 from assimilate.posterior.paths import Path as GaussianPath
 from assimilate.posterior.predictors import Context, GaussianPredictor, MixturePredictor, Predictor
-from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Sampler, ratio_times, uniform_times
+from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Sampler
+from assimilate.posterior.time_grids import ratio_times, uniform_times
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
 from observations.sampling import Matrix

@@ -67,18 +67,23 @@ class Streams:
         experiments: number of experiments E, or the tuple of their indices (a part of a larger batch).
         members: number of members N, or the tuple of their indices.
         step: the index of the assimilation step (or trajectory step) these numbers belong to; see `at`.
+        antithetic: normal numbers come in mirrored pairs, member `n + N/2` has those of member `n` with the other
+            sign; the mean over members of anything linear in them is then exact.
     """
 
     seed: int
     experiments: int | tuple[int, ...] = 1
     members: int | tuple[int, ...] = 1
     step: int = 0
+    antithetic: bool = False
     position: Position = field(default_factory=Position, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the seed; a silent wrap would make two seeds share their numbers."""
         if not 0 <= self.seed <= _MASK:
             raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {_MASK}")
+        if self.antithetic and (not isinstance(self.members, int) or self.members % 2):
+            raise ValueError(f"antithetic streams need an even number of members; members is {self.members}")
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -88,6 +93,10 @@ class Streams:
     def at(self, step: int) -> Streams:
         """The fresh streams of another step: same rows, no draws served."""
         return replace(self, step=step, position=Position())
+
+    def mirrored(self) -> Streams:
+        """The same streams with normal numbers in mirrored pairs; draws are counted together."""
+        return replace(self, antithetic=True)
 
     def words(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
         """Unsigned 32-bit words as int64, shape `shape`, whose leading dims are `(E, N)` or `(E,)`."""
@@ -146,6 +155,11 @@ def normal(
     """
     if isinstance(rng, torch.Generator):
         return torch.randn(shape, generator=rng, dtype=dtype, device=rng.device).to(device)
+    if rng.antithetic:
+        half = rng.rows[1] // 2
+        one = replace(rng, members=half, antithetic=False)
+        z = normal(one, (shape[0], half, *shape[2:]), dtype=dtype, device=device)
+        return torch.cat([z, -z], 1)
     rows = tuple(shape[:2])
     count = math.prod(shape[2:])
     pairs = (count + 1) // 2

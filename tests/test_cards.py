@@ -90,7 +90,10 @@ def test_mistakes_are_one_line_with_place_and_remedy(change, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"type": "EnKF", "inflatoin": 1.1}, "method[0].inflatoin: EnKF has no such setting; did you mean 'inflation'?"),
+        (
+            {"type": "EnKF", "inflatoin": 1.1},
+            "method[0].inflatoin: EnKF has no such setting; did you mean 'inflation'?",
+        ),
         ({"type": "EnKF", "inflation": "much"}, "method[0].inflation: got 'much', expected float"),
         ({"type": "EnKF", "rotate": 1}, "expected bool"),
         ({"type": "EnFK"}, "unknown method 'EnFK'; did you mean 'EnKF'?"),
@@ -114,6 +117,7 @@ def test_set_changes_one_value_with_its_type():
     assert small("truth.dynamics.preset=other").truth.dynamics.preset == "other"
     assert small("scores.names=['rmse']").scores.names == ["rmse"]
     assert small("verification.withhold=0.5").verification.withhold == 0.5
+    assert small("fit.recipe=transition", "fit.forecast.steps=20").fit.settings() == {"forecast": {"steps": 20}}
 
 
 @pytest.mark.parametrize(

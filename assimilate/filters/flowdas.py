@@ -33,13 +33,15 @@ from torch import Tensor
 
 from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite, forecast
 from assimilate.filters.particle import weigh
+from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Guidance
 from assimilate.posterior.guidance import JacobianFree, MonteCarlo
-from assimilate.posterior.samplers import EulerMaruyama, Sampler, uniform_times
+from assimilate.posterior.samplers import EulerMaruyama, Sampler
+from assimilate.posterior.time_grids import uniform_times
 from assimilate.posterior.transition import Bounded, GenerativePrior, GenerativeTransition, draw
 from assimilate.posterior.weights import Scheme, effective_sample_size, resample
 from dynamics.base import steps_between
-from dynamics.random import Rng
+from dynamics.random import Rng, Streams
 from observations.likelihood import Observation
 
 Weights = Literal["auto", "global", "none"]
@@ -60,6 +62,8 @@ class FlowDAS(EnsembleFilter):
             than the ensemble can carry.
         resampling: scheme, see `assimilate.posterior.weights`.
         threshold: share of the members below which the effective sample size triggers resampling.
+        antithetic: draw the noise of the members in mirrored pairs: the ensemble mean of a nearly Gaussian posterior
+            then loses no `1 / N` of its variance. For ensembles without weights; needs `Streams` and an even number.
 
     Exactness: consistent for the learned transition with global weights, biased without.
     """
@@ -75,6 +79,7 @@ class FlowDAS(EnsembleFilter):
     weight_limit: int = 64
     resampling: Scheme = "systematic"
     threshold: float = 0.5
+    antithetic: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -88,6 +93,27 @@ class FlowDAS(EnsembleFilter):
             raise ValueError(f"weights is {self.weights!r}; expected 'auto', 'global' or 'none'")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}; expected a share of the members, from 0 to 1")
+
+    @classmethod
+    def unguided(cls, dynamics: Any, **settings: Any) -> FlowDAS:
+        """The same filter without guidance: a bootstrap filter on the generative transition.
+
+        Args:
+            dynamics: a generative transition.
+            settings: any other setting of the class.
+        """
+        return cls(dynamics, guidance=None, **settings)
+
+    @classmethod
+    def gauges(cls, dynamics: Any, **settings: Any) -> FlowDAS:
+        """The setting for a field seen by many gauges: no backpropagation, no weights, a calibrated covariance.
+
+        Args:
+            dynamics: a transition of fields whose predictor knows the covariance of the clean state.
+            settings: any other setting of the class.
+        """
+        guidance = JacobianFree(covariance="clean", iterations=4, calibration=Calibration())
+        return cls(dynamics, **{"guidance": guidance, "weights": "none", "antithetic": True, **settings})
 
     @classmethod
     def published(cls, dynamics: Any, *, strength: float = 2e-4, draws: int = 21, steps: int = 600) -> FlowDAS:
@@ -114,6 +140,10 @@ class FlowDAS(EnsembleFilter):
         self, state: FilterState, observation: Observation | None, time: float, *, rng: Rng
     ) -> tuple[FilterState, Info]:
         """See `Filter.step`: resample, forecast to one step before `time`, then draw the guided step and weigh."""
+        if self.antithetic:
+            if not isinstance(rng, Streams):
+                raise ValueError("antithetic noise needs Streams(seed, experiments, members) as rng, not a generator")
+            rng = rng.mirrored()
         start = resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
         seen = 0 if observation is None else most_observed(observation)
         weighted = seen > 0 and (self.weights == "global" or (self.weights == "auto" and seen <= self.weight_limit))

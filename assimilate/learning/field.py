@@ -29,9 +29,12 @@ from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.posterior.covariance import Isotropic, Modulated
 from assimilate.posterior.paths import Interpolant
 from assimilate.posterior.predictors import Clean, Context, OnPath
-from assimilate.posterior.samplers import Renoise, Sampler, ratio_times
+from assimilate.posterior.samplers import Renoise, Sampler
 from assimilate.posterior.transition import draw
 from dynamics import Rng, Space
+
+LEVELS = (5.0, 3.0, 2.0, 1.4, *(0.2 ** (k / 11) for k in range(12)))
+"""Noise levels for log(1 + mm) of rain: few where little is decided, a geometric grid from 1 to 0.2 (simulated storms)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +56,8 @@ class CorrelatedDenoiser:
         clean = self.denoiser(noisy, ratio, condition)
         if not isinstance(clean.covariance, Isotropic):
             raise ValueError("a correlated covariance needs a denoiser with a variance output (variance=True)")
-        spectrum, torus = Modulated.radial_spectrum(self.at(float(ratio)).to(noisy), noisy.shape[-2:])
-        return clean._replace(covariance=Modulated(clean.covariance.variance.sqrt(), spectrum, torus))
+        correlation = self.at(float(ratio)).to(noisy)
+        return clean._replace(covariance=Modulated(clean.covariance.variance.sqrt(), correlation))
 
     def at(self, ratio: float) -> Tensor:
         """The correlation at a noise level, linear in its logarithm between those of the table, `(lags,)`."""
@@ -75,9 +78,9 @@ class FieldTransition:
         denoiser: see the module docstring.
         path: from the previous state to the next.
         sampler: how a state is drawn.
-        steps: predictor calls of a draw.
-        largest: first noise level, units of the state.
-        smallest: last one.
+        levels: noise levels of a draw, decreasing, units of the state; one predictor call each.
+        memory: whether the previous state is told to the network. Without it the transition is the prior of a single
+            state, which is right where states so far apart in time say little of each other.
         floor: least value that a state can have (0 for rain); draws below it are set to it. None: any value.
         data: what it was trained on.
         record: how it was trained and what was measured.
@@ -88,9 +91,8 @@ class FieldTransition:
     denoiser: CorrelatedDenoiser
     path: Interpolant = Interpolant()
     sampler: Sampler = Renoise()
-    steps: int = 12
-    largest: float = 2.0
-    smallest: float = 0.1
+    levels: tuple[float, ...] = LEVELS
+    memory: bool = True
     floor: float | None = None
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -102,13 +104,13 @@ class FieldTransition:
 
     @property
     def times(self) -> Tensor:
-        """The time grid of a draw, `(steps + 1,)`, from t = 0."""
-        return ratio_times(
-            self.path, self.steps, largest=self.largest, smallest=self.smallest, exponent=100.0, dtype=torch.float64
-        )
+        """The time grid of a draw, `(levels + 1,)`."""
+        return torch.tensor([*(self.path.time(level) for level in self.levels), 1.0]).double()
 
     def context(self, x: Tensor, time: float) -> Context:
         """The previous state as base and condition."""
+        if not self.memory:
+            return self.prior_context(x)
         return Context(x, torch.cat([x, torch.ones_like(x)], -3))
 
     def prior_context(self, x: Tensor) -> Context:
@@ -157,9 +159,8 @@ class FieldTransition:
             constants={
                 "dt": self.dt,
                 "sigma_data": inner.denoiser.sigma_data,
-                "steps": self.steps,
-                "largest": self.largest,
-                "smallest": self.smallest,
+                "levels": list(self.levels),
+                "memory": self.memory,
                 "floor": self.floor,
             },
             data=self.data,
@@ -176,8 +177,11 @@ def field_transition(checkpoint: Checkpoint) -> FieldTransition:
     )
     return FieldTransition(
         space=space,
-        denoiser=CorrelatedDenoiser(denoiser.eval(), checkpoint.tensors["ratios"], checkpoint.tensors["correlation"]),
+        denoiser=CorrelatedDenoiser(
+            denoiser.eval(), checkpoint.tensors["ratios"], checkpoint.tensors["correlation"]
+        ),
         path=path,
+        levels=tuple(constants.pop("levels")),
         data=checkpoint.data,
         record=checkpoint.record,
         **constants,

@@ -102,7 +102,7 @@ class _Run(Generic[Model]):
         self.device = device
         # One generator on the CPU: the same numbers wherever the network trains.
         self.rng = torch.Generator().manual_seed(settings.seed)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.processor = 0, 0.0, 0.0
         self.smoothed = math.nan
         self.held_out: list[list[float]] = []
 
@@ -129,6 +129,14 @@ class _Run(Generic[Model]):
         self.smoothed = value if math.isnan(self.smoothed) else 0.98 * self.smoothed + 0.02 * value
         self.step += 1
 
+    def clock(self, since: tuple[float, float] | None = None) -> tuple[float, float]:
+        """The time by the clock and of the processor; what has passed `since` is added to the run's."""
+        now = time.perf_counter(), time.process_time()
+        if since is not None:
+            self.seconds += now[0] - since[0]
+            self.processor += now[1] - since[1]
+        return now
+
     def evaluate(self, objective: Objective, draw: Draw) -> None:
         """The averaged model's loss on held-out samples, with the same random numbers each time."""
         rng = torch.Generator().manual_seed(self.settings.seed + 1)
@@ -149,6 +157,7 @@ class _Run(Generic[Model]):
             "settings": asdict(self.settings),
             "step": self.step,
             "seconds": self.seconds,
+            "processor": self.processor,
             "held_out": self.held_out,
         }
         write_tensors(tensors, header, file)
@@ -182,7 +191,8 @@ class _Run(Generic[Model]):
         self.optimiser.load_state_dict({**state, "state": moments})
         self.rng.set_state(tensors["rng"])
         self.smoothed = float(tensors["smoothed"])
-        self.step, self.seconds, self.held_out = header["step"], header["seconds"], header["held_out"]
+        self.step, self.held_out = header["step"], header["held_out"]
+        self.seconds, self.processor = header["seconds"], header["processor"]
 
 
 def fit(
@@ -220,22 +230,23 @@ def fit(
     if file is not None and file.exists():
         run.load(file)
     with _bar(progress, name, settings.steps) as show:
-        clock = time.perf_counter()
+        clock = run.clock()
         while run.step < settings.steps:
             run.advance(objective, draw)
             last = run.step == settings.steps
             if held_out is not None and settings.held_out_every and (last or run.step % settings.held_out_every == 0):
                 run.evaluate(objective, held_out)
             if file is not None and (last or run.step % settings.resume_every == 0):
-                run.seconds, clock = run.seconds + time.perf_counter() - clock, time.perf_counter()
+                clock = run.clock(clock)
                 run.save(file)
             if run.step % 20 == 0 or last:
                 show(run.step, run.smoothed, run.held_out[-1][2] if run.held_out else None)
-        run.seconds += time.perf_counter() - clock
+        run.clock(clock)
     record = {
         "settings": asdict(settings),
         "parameters": sum(p.numel() for p in run.average.parameters()),
         "seconds": round(run.seconds, 1),
+        "processor_seconds": round(run.processor, 1),
         "threads": torch.get_num_threads(),
         "losses": {
             "columns": ["step", "training", "held out"],

@@ -147,13 +147,17 @@ class Denoising:
         ratio = self.levels(len(clean), rng).to(clean.device)
         z = normal(rng, tuple(clean.shape), device=clean.device)
         noisy = clean + ratio.reshape(-1, *(1,) * (clean.ndim - 1)) * z
-        raw, log_variance, c = model.outputs(noisy, ratio, batch.condition)
-        error = (raw - (clean - c.skip * noisy) / c.out).square()
-        loss = weighted_mean(error, batch.weight)
-        if log_variance is None:
+        unit = model.unit(noisy, ratio, batch.condition)
+        error = model.error(unit, clean).square()
+        weight = batch.weight
+        if weight is not None and model.basis is not None:
+            # A principal direction mixes all channels of a cell: it counts where all of them have data.
+            weight = weight.amin(-model.event_dims, keepdim=True)
+        loss = weighted_mean(error, weight)
+        if unit.log_variance is None:
             return loss
-        surprise = 0.5 * (log_variance + error.detach() * torch.exp(-log_variance))
-        return loss + self.variance * weighted_mean(surprise, batch.weight)
+        surprise = 0.5 * (unit.log_variance + error.detach() * torch.exp(-unit.log_variance))
+        return loss + self.variance * weighted_mean(surprise, weight)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,17 @@ KINDS = {
 
 
 def list_pretrained() -> dict[str, dict[str, Any]]:
-    """The shipped weights: name -> kind, parameters, data and training record; no tensor is read."""
-    found = {}
+    """The shipped weights: name -> kind, bytes, data and training record; no tensor is read.
+
+    A file that cannot be read is listed with kind "unreadable" and the reason.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for file in sorted(WEIGHTS.glob("*.safetensors")):
-        header = read_header(file)
+        try:
+            header = read_header(file)
+        except CheckpointError as error:
+            found[file.stem] = {"kind": "unreadable", "bytes": file.stat().st_size, "error": str(error)}
+            continue
         found[file.stem] = {
             "kind": header["kind"],
             "bytes": file.stat().st_size,

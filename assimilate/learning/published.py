@@ -24,7 +24,8 @@ from torch import Tensor
 from assimilate.learning.transition import LearnedTransition, residual_belief
 from assimilate.posterior.paths import Interpolant
 from assimilate.posterior.predictors import Clean, Context
-from assimilate.posterior.samplers import EulerMaruyama, Sampler, uniform_times
+from assimilate.posterior.samplers import EulerMaruyama, Sampler
+from assimilate.posterior.time_grids import uniform_times
 from assimilate.posterior.transition import draw
 from dynamics import Rng, Space
 

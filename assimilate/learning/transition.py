@@ -36,7 +36,8 @@ from assimilate.learning.samples import Standardisation
 from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.paths import Interpolant, Path
 from assimilate.posterior.predictors import Clean, Context
-from assimilate.posterior.samplers import Ancestral, Sampler, uniform_times
+from assimilate.posterior.samplers import Ancestral, Sampler
+from assimilate.posterior.time_grids import uniform_times
 from assimilate.posterior.transition import draw
 from dynamics import Rng, Space, uniform
 

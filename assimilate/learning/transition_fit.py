@@ -41,9 +41,10 @@ class TransitionFit:
         simulation: how data are made, if a simulator is given.
         held_out: share of the data that training does not see.
         architecture: "mlp", "unet"...
-        forecast_network: settings of the forecast's network, less its sizes.
+        forecast_network: settings of the forecast's network, less its sizes; None = the architecture's defaults.
         forecast: training of the forecast.
-        denoiser_network: settings of the denoiser's network, less its sizes.
+        denoiser_network: settings of the denoiser's network, less its sizes; None = width 64 for an "mlp" (it is called
+            at every sampler step, and has little to learn), else the architecture's defaults.
         denoiser: training of the denoiser.
         variance: whether the denoiser also learns the residual's variance.
         patch: size of random patches of the grid to train on; None = the whole grid.
@@ -107,11 +108,12 @@ def fit_transition(
     scale = residual_std(forecast, held_out, device=device)
     path = Interpolant(power=1, scale=scale, grid_dims=dims - 1)
     outputs = channels * (2 if s.variance else 1)
+    small = {"width": 64} if s.architecture == "mlp" else None
     denoiser = seeded(
         s.denoiser.seed,
         lambda: EDMDenoiser(
             sized_network(
-                s.architecture, s.denoiser_network, channels, outputs, context=channels, noise=True
+                s.architecture, s.denoiser_network or small, channels, outputs, context=channels, noise=True
             ),
             event_dims=dims,
             variance=s.variance,

@@ -105,12 +105,15 @@ class WindowDenoiser:
             "dt": self.dt,
             "length": self.length,
             "state": {"mean": list(self.standardisation.mean), "std": list(self.standardisation.std)},
-            "sigma_data": self.denoiser.sigma_data,
             "variance": self.denoiser.variance,
         }
+        tensors = {"sigma_data": self.denoiser.sigma}
+        if self.denoiser.basis is not None:
+            tensors["basis"] = self.denoiser.basis
         return Checkpoint(
             kind="window",
             networks={"denoiser": self.denoiser.network},
+            tensors=tensors,
             space=self.space,
             constants=constants,
             data=self.data,
@@ -124,7 +127,11 @@ class WindowDenoiser:
         assert space is not None
         dims = len(space.event_shape)
         denoiser = EDMDenoiser(
-            checkpoint.networks["denoiser"], event_dims=dims, sigma_data=c["sigma_data"], variance=c["variance"]
+            checkpoint.networks["denoiser"],
+            event_dims=dims,
+            sigma_data=checkpoint.tensors["sigma_data"],
+            variance=c["variance"],
+            basis=checkpoint.tensors.get("basis"),
         )
         return cls(
             space=space,

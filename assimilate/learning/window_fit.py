@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.fit import Draw, FitSettings, fit, seeded
@@ -32,30 +34,36 @@ if TYPE_CHECKING:
 class WindowFit:
     """Settings of `fit_window`.
 
+    On Lorenz-63 (16 states, the first known, arctan of x observed) the composed prior's posterior mean had NRMSE 0.23,
+    0.10 and 0.067 for windows of 5, 9 and 15 states, where the exact smoother had 0.065: what limits it is how much of
+    the trajectory a noisy state is judged by, not the network.
+
     Args:
         simulation: how data are made, if a simulator is given.
         length: states in a window, odd: 2k + 1.
         held_out: share of the data that training does not see.
         architecture: "mlp", "unet"...
-        network: settings of the network, less its sizes.
+        network: settings of the network, less its sizes; None = width 192 and 3 blocks for an "mlp", else the
+            architecture's defaults.
         training: steps, batch and so on.
         smallest: smallest noise level, in standard deviations of the data.
         largest: largest noise level.
         emphasis: narrower range of levels that gets a larger share.
         share: share of the levels drawn from it.
-        variance: whether the denoiser also learns the variance of each value.
+        variance: whether the denoiser also learns the variance of each value; it then works on the values themselves
+            and not along the principal directions of the windows, which costs accuracy.
         patch: size of random patches of the grid; None = the whole grid.
     """
 
     simulation: Simulation = Simulation()
-    length: int = 5
+    length: int = 15
     held_out: float = 0.1
     architecture: str = "mlp"
     network: Mapping[str, Any] | None = None
-    training: FitSettings = FitSettings(steps=30000, batch=1024, learning_rate=2e-3)
+    training: FitSettings = FitSettings(steps=10000, batch=1024, learning_rate=4e-3)
     smallest: float = 0.002
     largest: float = 80.0
-    emphasis: tuple[float, float] = (0.005, 0.5)
+    emphasis: tuple[float, float] = (0.005, 1.0)
     share: float = 0.7
     variance: bool = False
     patch: tuple[int, ...] | None = None
@@ -84,12 +92,16 @@ def fit_window(
     state = train.standardisation()
     channels = s.length * len(data.space.channels)
     dims = len(data.space.event_shape)
+    wide = {"width": 192, "blocks": 3} if s.architecture == "mlp" else None
+    sigma, basis = (1.0, None) if s.variance else principal_directions(train, s.length, state)
     denoiser = seeded(
         s.training.seed,
         lambda: EDMDenoiser(
-            sized_network(s.architecture, s.network, channels, channels * (2 if s.variance else 1), noise=True),
+            sized_network(s.architecture, s.network or wide, channels, channels * (2 if s.variance else 1), noise=True),
             event_dims=dims,
+            sigma_data=sigma,
             variance=s.variance,
+            basis=basis,
         ),
     )
     levels = LogUniform(s.smallest, s.largest, s.emphasis, s.share)
@@ -107,6 +119,36 @@ def fit_window(
         data=data.described(s.held_out),
         record={"settings": repr(s), "denoiser": fitted.record},
     )
+
+
+def principal_directions(
+    data: Trajectories, length: int, state: Standardisation, *, count: int = 20_000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Standard deviations `(C,)` and directions `(C, C)` of standardised, stacked windows, C = length * channels.
+
+    Args:
+        data: training data.
+        length: states in a window.
+        state: their standardisation.
+        count: windows that the covariance is taken over.
+        seed: of their choice.
+    """
+    total: Tensor | float = 0.0
+    weights = 0.0
+    rng = torch.Generator().manual_seed(seed)
+    grid = data.space.grid_shape
+    for _ in range(8):
+        found, weight = data.windows(max(count // (8 * math.prod(grid)), 8), length, rng)
+        flat = stacked(found, state).double().movedim(1, -1).flatten(0, -2)
+        if weight is not None:
+            seen = weight.double().amin(1).flatten()
+            flat = flat * seen[:, None]
+            weights += float(seen.sum())
+        else:
+            weights += len(flat)
+        total = total + flat.T @ flat
+    values, directions = torch.linalg.eigh(torch.as_tensor(total) / weights)
+    return values.clamp_min(1e-8).sqrt().float(), directions.float()
 
 
 def _windows(data: Trajectories, length: int, state: Standardisation, patch: tuple[int, ...] | None) -> Draw:

@@ -16,7 +16,8 @@ from torch import Tensor
 from assimilate.posterior.condition import Guidance, condition
 from assimilate.posterior.paths import VP, Interpolant, Path
 from assimilate.posterior.predictors import Context, GaussianPredictor
-from assimilate.posterior.samplers import EulerMaruyama, ratio_times
+from assimilate.posterior.samplers import EulerMaruyama
+from assimilate.posterior.time_grids import ratio_times
 from dynamics.errors import ContractError
 from dynamics.random import Streams, normal
 from observations.likelihood import Likelihood

@@ -96,42 +96,36 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Modulated:
-    r"""A correlation that depends on the lag alone, modulated by a standard deviation in every cell.
+    r"""An isotropic correlation, modulated by a standard deviation in every cell.
 
-    `V_ij = s_i s_j rho(row_i - row_j, column_i - column_j)`, one channel. The correlation lives on a torus that is
-    larger than the grid, so that the grid does not see itself across the edge, and is diagonal in its Fourier basis.
+    `V_ij = s_i s_j rho(|i - j|)`, one channel. The correlation lives on a torus that is larger than the grid, so that
+    the grid does not see itself across the edge, and is diagonal in its Fourier basis. A tabulated correlation need
+    not be positive definite; the negative part of its spectrum is dropped and the rest rescaled to unit variance.
 
     Args:
         std: `s`, `(*b, 1, rows, columns)`, in the units of the state.
-        spectrum: of the correlation on the torus, as `torch.fft.rfft2` gives it, non-negative; see `from_lags`.
-        torus: `(rows, columns)` of the torus.
+        correlation: `rho` at distances of 0, 1, 2... cells, linear in between and 0 beyond the last, `(lags,)`, or
+            `(*b', lags)` with b' broadcasting against b.
     """
 
     std: Tensor
-    spectrum: Tensor
-    torus: tuple[int, int]
+    correlation: Tensor
 
-    @staticmethod
-    def radial_spectrum(correlation: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Spectrum and torus of an isotropic correlation given at whole lags, 0 beyond the last.
+    @cached_property
+    def torus(self) -> tuple[int, int]:
+        """Rows and columns of the torus."""
+        rows, columns = self.std.shape[-2:]
+        lags = self.correlation.shape[-1]
+        return rows + min(rows, lags), columns + min(columns, lags)
 
-        A tabulated correlation need not be positive definite; the negative part of its spectrum is dropped and the
-        rest rescaled to unit variance.
-
-        Args:
-            correlation: `(lags,)`, 1 at lag 0, linear in between.
-            grid: rows and columns of the grid.
-        """
-        torus = tuple(size + min(size, len(correlation)) for size in grid)
-        gaps = [torch.minimum(torch.arange(n), n - torch.arange(n)).to(correlation) for n in torus]
-        gap = torch.sqrt(gaps[0][:, None] ** 2 + gaps[1][None] ** 2)
-        below = gap.floor().long().clamp_max(len(correlation) - 2)
-        share = gap - below
-        table = (1 - share) * correlation[below] + share * correlation[below + 1]
-        table = torch.where(gap > len(correlation) - 1, 0.0, table)
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Of the correlation on the torus, as `torch.fft.rfft2` gives it, `(*b', 1, rows, columns)`."""
+        gaps = [torch.minimum(torch.arange(n), n - torch.arange(n)).to(self.correlation) for n in self.torus]
+        table = at_lag(self.correlation, torch.sqrt(gaps[0][:, None] ** 2 + gaps[1][None] ** 2))
         spectrum = torch.fft.rfft2(table).real.clamp_min(0.0)
-        unit = torch.fft.irfft2(spectrum, s=torus)[0, 0]
-        return spectrum / unit, (torus[0], torus[1])
+        unit = torch.fft.irfft2(spectrum, s=self.torus)[..., :1, :1]
+        return (spectrum / unit).unsqueeze(-3)
 
     def _filter(self, v: Tensor, response: Tensor) -> Tensor:
         rows, columns = self.std.shape[-2:]
@@ -149,7 +143,16 @@ class Modulated:
     def block(self, index: Tensor) -> Block | None:
         """See `Covariance`; the correlations by their lags."""
         rows, columns = index // self.std.shape[-1], index % self.std.shape[-1]
-        table = torch.fft.irfft2(self.spectrum, s=self.torus)
+        table = torch.fft.irfft2(self.spectrum, s=self.torus).squeeze(-3)
         down = (rows[:, None] - rows[None, :]) % self.torus[0]
         across = (columns[:, None] - columns[None, :]) % self.torus[1]
-        return Block(self.std.flatten(-3)[..., index], table[down, across])
+        return Block(self.std.flatten(-3)[..., index], table[..., down, across])
+
+
+def at_lag(correlation: Tensor, distance: Tensor) -> Tensor:
+    """A correlation tabulated at whole distances `(*b, lags)`, at any `distance` `(...)`: `(*b, ...)`."""
+    last = correlation.shape[-1] - 1
+    below = distance.floor().long().clamp_max(last - 1)
+    share = distance - below
+    between = (1 - share) * correlation[..., below] + share * correlation[..., below + 1]
+    return torch.where(distance > last, 0.0, between)

@@ -17,7 +17,8 @@ from torch import Tensor
 from assimilate.posterior.condition import Guidance, condition
 from assimilate.posterior.paths import Interpolant, Path
 from assimilate.posterior.predictors import Context, GaussianPredictor, Predictor
-from assimilate.posterior.samplers import Ancestral, Sample, Sampler, ratio_times
+from assimilate.posterior.samplers import Ancestral, Sample, Sampler
+from assimilate.posterior.time_grids import ratio_times
 from dynamics.random import Rng, normal
 from dynamics.space import Space
 from observations.likelihood import Likelihood
@@ -110,7 +111,10 @@ def draw(
     """
     context = transition.context(x, time) if context is None else context
     base = torch.zeros_like(x) if context.base is None else context.base
-    start = transition.path.start(base, normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device))
+    z = normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
+    grid = transition.times if times is None else times
+    # A grid that begins after t = 0 begins where noise hides the state, as if the next state were the base.
+    start = transition.path.start(base, z) if grid[0] == 0 else transition.path.sample(grid[0], base, base, z)
     predictor = transition.predictor
     if guidance is not None and likelihood is not None and y is not None:
         predictor = condition(
@@ -120,7 +124,7 @@ def draw(
         predictor,
         transition.path,
         start,
-        times=transition.times if times is None else times,
+        times=grid,
         event_dims=event_dims,
         rng=rng,
         context=context,

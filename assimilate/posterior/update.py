@@ -100,19 +100,19 @@ def _block_solver(block: Block, likelihood: Likelihood, observed: Tensor, iterat
     scale, matrix = block
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     noise = likelihood.noise.product(eye)
-    if matrix.ndim > 2 or scale.ndim == 1:
+    if scale.ndim < 2 or (matrix.ndim > 2 and matrix.shape[-3] == scale.shape[-2] > 1):
         factor = _factor(scale[..., :, None] * matrix * scale[..., None, :] + noise, observed)
         return lambda r: torch.cholesky_solve(r[..., None], factor).squeeze(-1)
-    samples = tuple(range(scale.ndim - 1))
-    shared = scale.square().mean(samples).sqrt()
-    seen = observed.flatten(0, -2).any(0)
-    factor = _factor(shared[:, None] * matrix * shared[None, :] + noise, seen)
+    # Rows along the last sample dim (the members) share the matrix and nearly the scale.
+    shared = scale.square().mean(-2).sqrt()
+    common = matrix if matrix.ndim == 2 else matrix.squeeze(-3)
+    factor = _factor(shared[..., :, None] * common * shared[..., None, :] + noise, observed.any(-2))
 
     def precondition(r: Tensor) -> Tensor:
-        return torch.cholesky_solve(r.flatten(0, -2).mT, factor).mT.reshape(r.shape)
+        return torch.cholesky_solve(r.mT, factor).mT
 
     def matvec(w: Tensor) -> Tensor:
-        return torch.where(observed, scale * ((scale * w) @ matrix) + likelihood.noise.product(w), w)
+        return torch.where(observed, scale * ((scale * w) @ common) + likelihood.noise.product(w), w)
 
     return lambda r: torch.where(
         observed,

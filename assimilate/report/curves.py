@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from assimilate.report.colours import TRUTH_COLOUR, method_colour
 from assimilate.report.contents import Contents, Entry, first
 
+PER_ROW = 4
+"""Methods beside each other in a picture."""
 MAX_STEPS = 120
 """Trajectories are drawn for at most this many analyses."""
 STYLE: Any = {
@@ -105,7 +108,7 @@ def rank_histograms(contents: Contents, folder: Path) -> str | None:
             margin = 2.0 * count * float(np.sqrt((entry.analysis["rank_error"] ** 2).mean()))
             if np.isfinite(margin):
                 axis.axhspan(1 - margin, 1 + margin, color="#16202a", alpha=0.10, lw=0)
-            axis.set_title(entry.label)
+            axis.set_title(folded(entry.label))
             axis.set_xlabel("rank of the truth")
             axis.set_ylim(0, max(2.0, float(frequency.max() * count) * 1.05))
             axis.grid(axis="x", visible=False)
@@ -137,25 +140,34 @@ def sample_sizes(contents: Contents, folder: Path) -> str | None:
         return save(made, folder / "ess.png")
 
 
-def trajectories(contents: Contents, folder: Path) -> str | None:
-    """For states without a grid: truth, mean and 90 % band of each method, first experiment and analyses."""
+def trajectories(contents: Contents, folder: Path) -> list[str]:
+    """For states without a grid: truth, mean and 90 % band of each method, first experiment and analyses.
+
+    One picture for every `PER_ROW` methods.
+    """
+    if not contents.fields or len(contents.times) < 2:
+        return []
+    count = len(contents.entries)
+    starts = range(0, count, PER_ROW)
+    return [_trajectories_of(contents, range(k, min(k + PER_ROW, count)), folder, k // PER_ROW) for k in starts]
+
+
+def _trajectories_of(contents: Contents, chosen: range, folder: Path, number: int) -> str:
     names = contents.fields[:4]
-    entries = contents.entries[:8]
-    if not names or not entries or len(contents.times) < 2:
-        return None
-    with figure(len(entries), len(names), width=max(7.0, 3.4 * len(entries)), height=1.9 * len(names) + 0.5,
-                sharex=True, sharey="row") as (made, axes):  # fmt: skip
+    entries = contents.entries[chosen.start : chosen.stop]
+    width, height = 0.4 + 2.9 * len(entries), 1.6 * len(names) + 0.5
+    with figure(len(entries), len(names), width=width, height=height, sharex=True, sharey="row") as (made, axes):
         for row, name in enumerate(names):
             for column, entry in enumerate(entries):
                 axis = axes[row][column]
-                _one_trajectory(axis, contents, name, column)
+                _one_trajectory(axis, contents, name, chosen[column])
                 if row == 0:
-                    axis.set_title(entry.label)
+                    axis.set_title(folded(entry.label))
                 if column == 0:
                     axis.set_ylabel(_axis_label(contents, name))
         for axis in axes[-1]:
             _time_ticks(axis, contents.times)
-        return save(made, folder / "trajectories.png")
+        return save(made, folder / f"trajectories{number or ''}.png")
 
 
 def _one_trajectory(axis: Any, contents: Contents, name: str, index: int) -> None:
@@ -199,7 +211,7 @@ def _time_ticks(axis: Any, times: np.ndarray) -> None:
     if np.issubdtype(times.dtype, np.datetime64):
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-        locator = AutoDateLocator(maxticks=6)
+        locator = AutoDateLocator(minticks=2, maxticks=6)
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     else:
@@ -210,8 +222,15 @@ def _time_ticks(axis: Any, times: np.ndarray) -> None:
 
 
 def _legend(made: Any, axis: Any) -> None:
+    """A legend below all axes, in as many columns as there is room for."""
     handles, labels = axis.get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), fontsize=9)
+    room = made.get_figwidth() / (0.5 + 0.075 * max(map(len, labels), default=1))
+    made.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), int(room))), fontsize=9)
+
+
+def folded(label: str) -> str:
+    """A label broken into lines that fit above a small picture."""
+    return "\n".join(textwrap.wrap(label, 30))
 
 
 def overview(contents: Contents, panels: list[tuple[str, list[np.ndarray]]], times: list[str], scale: Any, folder: Path,

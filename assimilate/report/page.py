@@ -173,26 +173,28 @@ def pictures(contents: Contents, figures: Path, *, with_trajectories: bool) -> s
     """Trajectories (for states without a grid), score curves, ranks and effective sample sizes."""
     if not contents.entries:
         return ""
-    sections = []
+    sections: list[tuple[str, list[str | None], str]] = []
     if with_trajectories:
         band = "Black: truth. Line: mean. Shade: 5 to 95 % of the ensemble. First experiment."
-        sections.append(("Trajectories", curves.trajectories(contents, figures), band))
+        sections.append(("Trajectories", [*curves.trajectories(contents, figures)], band))
     sections += [
-        ("Over time", curves.score_curves(contents, figures), ""),
+        ("Over time", [curves.score_curves(contents, figures)], ""),
         (
             "Rank histograms",
-            curves.rank_histograms(contents, figures),
+            [curves.rank_histograms(contents, figures)],
             "How often the truth has each rank among the members; flat is calibrated, a U has too little spread. Band: "
             "two standard errors, from the scatter over times and experiments.",
         ),
-        ("Effective sample size", curves.sample_sizes(contents, figures), ""),
+        ("Effective sample size", [curves.sample_sizes(contents, figures)], ""),
     ]
-    return "".join(
-        f'<section><h2>{title}</h2><div class="scroll"><img class="plot" src="{source}" alt="{title}"></div>'
-        f'<p class="note">{note}</p></section>'
-        for title, source, note in sections
-        if source
-    )
+    return "".join(section(title, [s for s in sources if s], note) for title, sources, note in sections)
+
+
+def section(title: str, sources: list[str], note: str) -> str:
+    """Plots under a heading; nothing without plots."""
+    shown = "".join(f'<img class="plot" src="{source}" alt="{title}">' for source in sources)
+    whole = f'<section><h2>{title}</h2><div class="scroll">{shown}</div><p class="note">{note}</p></section>'
+    return whole if sources else ""
 
 
 def expected(contents: Contents) -> str:

@@ -14,7 +14,8 @@ h2{margin:0 0 .8rem;font-size:1.12rem;letter-spacing:-.005em}
 .facts{display:flex;flex-wrap:wrap;gap:.45rem;margin:0;padding:0;list-style:none}
 .facts li{background:var(--paper);border:1px solid var(--line);border-radius:99px;padding:.16rem .8rem;font-size:.84rem;
 color:#33404c}
-section{background:var(--paper);border:1px solid var(--line);border-radius:14px;padding:1.15rem 1.25rem;margin:0 0 1.1rem}
+section{background:var(--paper);border:1px solid var(--line);border-radius:14px;padding:1.15rem 1.25rem;
+margin:0 0 1.1rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.93rem}
 th,td{padding:.46rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -37,7 +38,8 @@ cursor:pointer;color:var(--accent);font-size:.8rem;line-height:1}
 .grid{display:grid;grid-template-columns:repeat(var(--columns),minmax(128px,1fr));gap:.8rem .7rem;
 max-width:calc(var(--columns)*270px)}
 figure{margin:0;min-width:0}
-figcaption{font-size:.82rem;min-height:1.5em;display:flex;align-items:baseline;gap:0;margin-bottom:.2rem;color:var(--soft);
+figcaption{font-size:.82rem;min-height:1.5em;display:flex;align-items:baseline;gap:0;margin-bottom:.2rem;
+color:var(--soft);
 white-space:nowrap;overflow:hidden}
 figcaption b{color:var(--ink);font-weight:650;overflow:hidden;text-overflow:ellipsis}
 figcaption small{margin-left:auto;padding-left:.5em;font-variant-numeric:tabular-nums}
@@ -55,7 +57,7 @@ background:#e2e5e8}
 .legend.upright em{margin:0 0 .5rem;line-height:1.2}
 .expected td:first-child{font-weight:700;text-align:center}.pass td:first-child{color:#0a7a3d}
 .fail td:first-child{color:#b3261e}
-.expected td,.expected th{text-align:left}
+.expected td,.expected th{text-align:left;white-space:normal}
 .expected td.source{white-space:normal;color:var(--soft);font-size:.84rem;min-width:16rem}
 .failed{border-color:#e9b7b3;background:#fff6f5}.failed ul{margin:0;padding-left:1.2rem}
 dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.3rem 1.2rem;margin:0;font-size:.86rem}
@@ -71,7 +73,8 @@ dl{grid-template-columns:1fr}.plot{max-width:none;height:auto;min-width:44rem}dd
 SCRIPT = """
 document.querySelectorAll('section.maps').forEach(function(section){
   const data=JSON.parse(section.querySelector('script.frames').textContent);
-  const slider=section.querySelector('input'),label=section.querySelector('output'),play=section.querySelector('button');
+  const slider=section.querySelector('input'),label=section.querySelector('output'),
+    play=section.querySelector('button');
   if(!slider)return;
   function show(k){
     label.textContent=data.times[k];

@@ -23,7 +23,8 @@ from torch import Tensor
 from assimilate.filters.base import Exactness, check_finite
 from assimilate.posterior.condition import Guidance, condition
 from assimilate.posterior.guidance import MMPS
-from assimilate.posterior.samplers import Ancestral, PredictorCorrector, Sampler, ratio_times
+from assimilate.posterior.samplers import Ancestral, PredictorCorrector, Sampler
+from assimilate.posterior.time_grids import ratio_times
 from assimilate.posterior.windows import WindowPrior
 from assimilate.smoothers.base import SmootherInfo
 from dynamics.random import Rng, normal

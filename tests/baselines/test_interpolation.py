@@ -23,7 +23,9 @@ def observe(operator, field):
 def linear_field(space):
     place = space.positions()
     scale = place.max(0).values.clamp_min(1)
-    return (1.0 + (place / scale) @ torch.arange(2.0, 2.0 + place.shape[1], dtype=torch.float64)).reshape(space.event_shape)
+    return (1.0 + (place / scale) @ torch.arange(2.0, 2.0 + place.shape[1], dtype=torch.float64)).reshape(
+        space.event_shape
+    )
 
 
 @pytest.mark.parametrize("space", [plane(), florence_space()], ids=["plane", "sphere"])

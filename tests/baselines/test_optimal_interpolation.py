@@ -62,7 +62,9 @@ def test_its_spread_is_its_error():
     space = plane()
     truth = fields(space, 0.0, 2.0, 5.0, "exponential", 200)
     operator = random_mask(space, 0.1, seed=0)
-    noise = 0.3 * torch.randn(200, 1, operator.obs_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = 0.3 * torch.randn(
+        200, 1, operator.obs_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     seen = Observation(Likelihood(operator, GaussianNoise(std=0.3)), operator(truth) + noise)
     estimate = OptimalInterpolation(space, 0.0, 2.0, 5.0).estimate(seen, 0.0)
     ratio = ((estimate.mean - truth[:, 0]) / estimate.std).square().mean((1, 2, 3))

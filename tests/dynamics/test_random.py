@@ -81,3 +81,13 @@ def test_wrong_rows_and_seed_are_refused():
         normal(Streams(0, 2, 3), (3, 2, 1))
     with pytest.raises(ValueError, match="seed is -1"):
         Streams(-1)
+
+
+def test_mirrored_streams_come_in_pairs_and_count_their_draws():
+    streams = Streams(3, 2, 6)
+    mirrored = streams.at(4).mirrored()
+    first, second = normal(mirrored, (2, 6, 5)), normal(mirrored, (2, 6, 5))
+    assert torch.equal(first[:, :3], -first[:, 3:]) and not torch.equal(first, second)
+    assert torch.equal(first[:, :3], normal(Streams(3, 2, 3).at(4), (2, 3, 5)))
+    with pytest.raises(ValueError, match="even number"):
+        Streams(3, 2, 5).mirrored()

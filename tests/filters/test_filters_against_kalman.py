@@ -216,7 +216,7 @@ def test_the_check_finds_a_wrong_gain_and_a_shared_stream():
             after, info = super().step(state, observation, time, rng=rng)
             return after._replace(members=info.background + 1.5 * (after.members - info.background)), info
 
-    with pytest.raises(ContractError, match="posterior standard deviations|spread"):
+    with pytest.raises(ContractError, match=r"posterior standard deviations|spread"):
         check_filter(Eager)
 
     class Careless(EnKF):

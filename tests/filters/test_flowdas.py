@@ -11,7 +11,8 @@ from assimilate.filters.flowdas import FlowDAS
 from assimilate.filters.kalman import KalmanFilter
 from assimilate.posterior.guidance import DPS, MMPS, JacobianFree
 from assimilate.posterior.paths import Interpolant
-from assimilate.posterior.samplers import Ancestral, EulerMaruyama, uniform_times
+from assimilate.posterior.samplers import Ancestral, EulerMaruyama
+from assimilate.posterior.time_grids import uniform_times
 from assimilate.posterior.transition import ExactTransition
 from dynamics.linear import LinearGaussian
 from dynamics.random import Streams, normal

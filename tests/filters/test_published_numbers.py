@@ -43,7 +43,9 @@ def rmse(method, members):
             truth = system.step(truth, 0.0, rng=None)
         y = likelihood.sample(truth, rng=own.at(k + 1))
         # Times from zero again at every cycle: the systems do not depend on time, and float sums do not drift.
-        state, _ = method.step(state._replace(time=0.0), Observation(likelihood, y), every * system.dt, rng=rng.at(k + 1))
+        state, _ = method.step(
+            state._replace(time=0.0), Observation(likelihood, y), every * system.dt, rng=rng.at(k + 1)
+        )
         if k >= burn:
             errors.append((state.members.mean(1) - truth[:, 0]).flatten(1).square().mean(1).sqrt())
     return torch.stack(errors).mean(0)

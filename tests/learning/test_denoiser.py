@@ -26,6 +26,27 @@ def test_an_untrained_denoiser_is_the_exact_gaussian_one(sigma_data):
     assert torch.allclose(clean.covariance.variance, expected, rtol=1e-12)
 
 
+def test_along_principal_directions_an_untrained_denoiser_is_exact_for_any_gaussian():
+    rng = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, generator=rng, dtype=torch.float64)
+    covariance = root @ root.T
+    values, vectors = torch.linalg.eigh(covariance)
+    network = MLP(MLPSettings(channels=4, outputs=4, noise_features=1, width=8))
+    denoiser = EDMDenoiser(network, event_dims=1, sigma_data=values.sqrt(), basis=vectors).double()
+    noisy = torch.randn(5, 4, generator=rng, dtype=torch.float64)
+    for rho in (0.1, 1.0, 10.0):
+        gain = covariance @ torch.linalg.inv(covariance + rho**2 * torch.eye(4, dtype=torch.float64))
+        assert torch.allclose(denoiser(noisy, torch.tensor(rho)).mean, noisy @ gain.T, atol=1e-6)
+    # The same on a grid: the frame turns the channels of every cell.
+    grid = UNet(UNetSettings(channels=4, outputs=4, widths=(4,)))
+    fields = EDMDenoiser(grid, event_dims=3, sigma_data=values.sqrt(), basis=vectors).double()
+    spread = noisy[:, :, None, None].expand(5, 4, 3, 2)
+    expected = denoiser(noisy, torch.tensor(0.7)).mean[:, :, None, None].expand(5, 4, 3, 2)
+    assert torch.allclose(fields(spread, torch.tensor(0.7)).mean, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="principal directions"):
+        EDMDenoiser(network, event_dims=1, variance=True, basis=vectors)
+
+
 def test_it_works_on_grids_and_with_one_level_for_all():
     network = UNet(UNetSettings(channels=1, outputs=2, context=1, widths=(4, 8)))
     denoiser = EDMDenoiser(network, event_dims=3, variance=True)

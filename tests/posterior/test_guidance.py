@@ -13,7 +13,8 @@ from assimilate.posterior.guidance import DPS, MMPS, SDA, TMPD, JacobianFree, Mo
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.paths import VE, VP, FlowMatching, Interpolant
 from assimilate.posterior.predictors import Context, GaussianPredictor
-from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Renoise, ratio_times, uniform_times
+from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Renoise
+from assimilate.posterior.time_grids import ratio_times, uniform_times
 from assimilate.posterior.update import gaussian_update
 from benchmarks.posterior import gaussian_problem, mixture_problem, sample, scores
 from observations.base import ObservationOperator
@@ -241,9 +242,8 @@ def test_linearize_against_finite_differences():
 
 
 def modulated(rows=5, columns=7, samples=2):
-    spectrum, torus = Modulated.radial_spectrum(torch.exp(-torch.arange(40, dtype=torch.float64) / 2), (rows, columns))
     std = 0.5 + torch.rand(samples, 1, rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return Modulated(std, spectrum, torus)
+    return Modulated(std, torch.exp(-torch.arange(40, dtype=torch.float64) / 2))
 
 
 def matrix_of(covariance, size):
@@ -261,7 +261,7 @@ def test_modulated_covariance_against_its_matrix():
     first = covariance.block(torch.tensor([0, 1])).matrix
     assert float(first[0, 1]) == pytest.approx(math.exp(-0.5), abs=0.02)
     n = 20_000
-    draws = Modulated(covariance.std[:1], covariance.spectrum, covariance.torus).draw(
+    draws = Modulated(covariance.std[:1], covariance.correlation).draw(
         torch.Generator().manual_seed(2), (n, 1, 5, 7), dtype=torch.float64, device="cpu"
     )
     scale = covariance.std[0].flatten()
@@ -287,7 +287,7 @@ def test_updated_covariance_is_the_posterior():
         found = torch.stack([updated.apply(b)[row].flatten() for b in basis], 1)
         torch.testing.assert_close(found, exact, rtol=5e-3, atol=5e-3)
     n = 10_000
-    wide = Modulated(covariance.std[:1].expand(n, 1, 5, 7), covariance.spectrum, covariance.torus)
+    wide = Modulated(covariance.std[:1].expand(n, 1, 5, 7), covariance.correlation)
     _, many = gaussian_update(mean[:1].expand(n, 1, 5, 7), wide, likelihood, y)
     draws = many.draw(torch.Generator().manual_seed(0), (n, 1, 5, 7), dtype=torch.float64, device="cpu").flatten(1)
     v = matrix[0]

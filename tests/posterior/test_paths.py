@@ -9,7 +9,7 @@ import torch
 
 from assimilate.posterior.paths import VE, VP, FlowMatching, Interpolant
 from assimilate.posterior.predictors import Context, GaussianPredictor, OnPath
-from assimilate.posterior.samplers import ratio_times, uniform_times
+from assimilate.posterior.time_grids import ratio_times, uniform_times
 
 PATHS = [VP(), VE(), FlowMatching(), Interpolant(), Interpolant(power=2), Interpolant(scale=0.3)]
 IDS = ["vp", "ve", "flow", "linear", "paper", "scaled"]

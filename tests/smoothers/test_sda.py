@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from assimilate.filters.kalman import KalmanFilter
 from assimilate.posterior.guidance import MMPS
 from assimilate.posterior.paths import VE
 from assimilate.posterior.predictors import GaussianPredictor

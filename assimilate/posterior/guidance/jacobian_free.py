@@ -22,8 +22,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Problem
-from assimilate.posterior.covariance import Isotropic
+from assimilate.posterior.covariance import Covariance, Isotropic, Modulated
 from assimilate.posterior.guidance.base import Gain, isotropic_variance, observed, observed_residual
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.predictors import Clean, Context
@@ -40,7 +41,9 @@ class JacobianFree:
         covariance: "clean" for the predictor's own (an error where it has none), "isotropic" for
             `r^2 = rho^2 p^2 / (rho^2 + p^2)`.
         prior_std: p, in units of the state; the path's own spread by default.
-        iterations: most conjugate-gradient iterations, where the observed block cannot be factored.
+        iterations: most conjugate-gradient iterations.
+        calibration: fits the predictor's covariance to the innovations before it is used; for `Modulated` covariances
+            and operators that pick values.
 
     Exactness: exact for a Gaussian prior with its own covariance, biased otherwise.
     """
@@ -50,6 +53,7 @@ class JacobianFree:
     covariance: Literal["clean", "isotropic"] = "isotropic"
     prior_std: float | None = None
     iterations: int = 100
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -69,6 +73,7 @@ class JacobianFree:
             residual = observed_residual(value, problem)
             weights = likelihood.noise.solve(residual, observed(residual, problem), None)
             return clean._replace(kick=self.strength * adjoint(weights))
+        covariance: Covariance
         if self.covariance == "isotropic":
             covariance = Isotropic(isotropic_variance(problem.path, t, x, self.prior_std))
         elif clean.covariance is not None:
@@ -78,5 +83,9 @@ class JacobianFree:
                 f"{self!r} needs a predictor that gives the covariance of the clean state, and "
                 f"{type(problem.predictor).__name__} gives none; use covariance='isotropic'"
             )
+        if self.calibration is not None:
+            if not isinstance(covariance, Modulated):
+                raise ValueError(f"calibration fits the covariance of a field, not a {type(covariance).__name__}")
+            covariance = self.calibration(clean.mean, covariance, likelihood, problem.y)
         shift, updated = gaussian_update(clean.mean, covariance, likelihood, problem.y, iterations=self.iterations)
         return clean._replace(mean=clean.mean + self.strength * shift, covariance=updated)
