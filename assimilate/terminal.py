@@ -67,7 +67,14 @@ class Progress:
 def print_outcome(card: Card, outcome: Outcome, page: Path | None) -> None:
     """The table of scores, expected scores, failures, and where the files are."""
     columns = [c for c in card.scores.names if any(c in s for s in outcome.scores.values())]
-    table = Table(title=card.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    table = Table(
+        title=card.title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     # On a narrow terminal a long label wraps; numbers never do.
     table.add_column("method", min_width=16)
     for c in columns:

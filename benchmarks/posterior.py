@@ -3,8 +3,8 @@
     python -m benchmarks.posterior [--samples 8000] [--levels 400]
 
 Three problems: an anisotropic Gaussian in 6 dimensions with 3 observed combinations, an isotropic Gaussian with an
-orthonormal operator, and a mixture of four Gaussians in 2 dimensions with one observed combination. Each guidance is run
-with the exact denoiser on a VE path by an ODE sampler (`Heun`) and a stochastic one (`Ancestral`). Scores:
+orthonormal operator, and a mixture of four Gaussians in 2 dimensions with one observed combination. Each guidance is
+run with the exact denoiser on a VE path by an ODE sampler (`Heun`) and a stochastic one (`Ancestral`). Scores:
 
     mean     error of the sample mean in units of the posterior standard deviation, root mean square over dimensions
     trace    trace of the sample covariance over that of the posterior
@@ -171,7 +171,7 @@ def run(samples: int, levels: int, seed: int = 0) -> list[dict[str, Any]]:
         problem = build()
         for label, guidance in GUIDANCES.items():
             for kind, sampler in (("ode", Heun()), ("sde", Ancestral())):
-                if kind == "ode" and (getattr(guidance, "draws", 0) or guidance.gain == "constant"):
+                if kind == "ode" and (isinstance(guidance, MonteCarlo) or getattr(guidance, "gain", "") == "constant"):
                     continue
                 x = sample(problem, guidance, sampler, ve, grid, samples, seed)
                 rows.append({"problem": name, "guidance": label, "path": "VE", "sampler": kind, **scores(problem, x)})

@@ -34,7 +34,7 @@ from assimilate.posterior.transition import draw
 from dynamics import Rng, Space
 
 LEVELS = (5.0, 3.0, 2.0, 1.4, *(0.2 ** (k / 11) for k in range(12)))
-"""Noise levels for log(1 + mm) of rain: few where little is decided, a geometric grid from 1 to 0.2 (simulated storms)."""
+"""Noise levels for log(1 + mm) of rain, chosen on simulated storms: few where little is decided, then 1 to 0.2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class FieldTransition:
 
     space: Space
     dt: float
-    denoiser: CorrelatedDenoiser
+    denoiser: CorrelatedDenoiser = field(repr=False)
     path: Interpolant = Interpolant()
     sampler: Sampler = Renoise()
     levels: tuple[float, ...] = LEVELS
@@ -120,10 +120,17 @@ class FieldTransition:
     def admissible(self, x: Tensor) -> Tensor:
         """`x` with values below the floor set to it and 0 at the no-data cells."""
         x = x if self.floor is None else x.clamp_min(self.floor)
-        return x if self.space.mask is None else x.masked_fill(torch.from_numpy(self.space.mask.copy()).to(x.device), 0.0)
+        if self.space.mask is None:
+            return x
+        return x.masked_fill(torch.from_numpy(self.space.mask.copy()).to(x.device), 0.0)
 
     def prior(
-        self, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        *,
+        rng: Rng,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Tensor:
         """States without a past, drawn by the sampler."""
         x = torch.zeros(*shape, *self.space.event_shape, dtype=dtype, device=device)

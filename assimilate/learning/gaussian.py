@@ -8,7 +8,7 @@ It has a known density, and shows what a transition with two modes loses when it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,10 @@ class GaussianForecast:
             return mean
         noise = normal(rng, tuple(x.shape), dtype=x.dtype, device=x.device)
         return self.transition.mask(mean + self._column(x) * noise)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GaussianForecast:
+        """A copy on another device or in another precision."""
+        return replace(self, transition=self.transition.to(device, dtype))
 
     def moments(self, x: Tensor, time: float) -> tuple[Tensor, Diagonal]:
         """The forecast and the residual's covariance; no-data cells count as if they had noise."""

@@ -16,7 +16,7 @@ and `noise` as its mean over them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,6 +114,10 @@ class PublishedTransition:
     ) -> Tensor:
         """See `LearnedTransition.prior`."""
         return self.transition.prior(shape, rng=rng, dtype=dtype, device=device)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PublishedTransition:
+        """A copy on another device or in another precision."""
+        return replace(self, transition=self.transition.to(device, dtype))
 
     def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
         """A draw of the next state; with `rng=None` the forecast."""

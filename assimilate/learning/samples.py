@@ -10,7 +10,6 @@ States are in Space units: transform applied, no-data cells 0.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -267,12 +266,12 @@ def _crop(
 
 
 def _moments(values: Tensor, valid: Tensor | None, grid_dims: int) -> Standardisation:
-    axes = (0, 1, *range(3, 3 + grid_dims))
-    weight = torch.ones((), dtype=torch.float64) if valid is None else valid.double()
-    weight = weight.expand(values.shape[2:])
-    total = weight.sum(tuple(range(1, 1 + grid_dims))) * math.prod(values.shape[:2])
+    """Mean and standard deviation of each channel of `(trajectory, time, channel, *grid)`."""
+    column = (-1, *(1,) * grid_dims)
     doubled = values.double()
+    weight = torch.ones_like(doubled) if valid is None else valid.double().expand_as(doubled)
+    axes = (0, 1, *range(3, 3 + grid_dims))
+    total = weight.sum(axes)
     mean = (weight * doubled).sum(axes) / total
-    centred = doubled - mean.reshape(-1, *(1,) * grid_dims)
-    std = torch.sqrt((weight * centred.square()).sum(axes) / total)
+    std = torch.sqrt((weight * (doubled - mean.reshape(column)).square()).sum(axes) / total)
     return Standardisation(tuple(mean.tolist()), tuple(std.clamp_min(1e-12).tolist()), grid_dims)

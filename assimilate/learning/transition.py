@@ -159,10 +159,10 @@ class LearnedTransition:
 
     space: Space
     dt: float
-    forecast: Forecast
-    denoiser: EDMDenoiser
+    forecast: Forecast = field(repr=False)
+    denoiser: EDMDenoiser = field(repr=False)
     path: Interpolant
-    states: Tensor
+    states: Tensor = field(repr=False)
     sampler: Sampler = Ancestral(variance="clean")
     steps: int = 8
     data: dict[str, Any] = field(default_factory=dict, repr=False)

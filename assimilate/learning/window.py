@@ -13,7 +13,8 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ class WindowDenoiser:
         if isinstance(clean.covariance, Isotropic):
             covariance = Isotropic(clean.covariance.variance.reshape(noisy.shape))
         return Clean(clean.mean.reshape(noisy.shape), covariance=covariance)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> WindowDenoiser:
+        """A copy on another device or in another precision."""
+        return replace(self, denoiser=copy.deepcopy(self.denoiser).to(device=device, dtype=dtype))
 
     def prior(self, path: Path | None = None) -> WindowPrior:
         """The prior over windows that score-based data assimilation composes.

@@ -67,7 +67,7 @@ class Calibration:
             ((rows[:, None] - rows[None]) ** 2 + (columns[:, None] - columns[None]) ** 2).to(mean.dtype)
         )
         scale = covariance.std.flatten(-3)[..., index].square().mean(1).sqrt()
-        noise = likelihood.noise.variance(len(operator.index), dtype=mean.dtype, device=mean.device)[use]  # type: ignore[attr-defined]
+        noise = likelihood.noise.variance(len(operator.index), dtype=mean.dtype, device=mean.device)[use]
         right = residual[..., use].mT
         tables = torch.stack([at_lag(covariance.correlation, f * distance) for f in self.stretches])
         tables = tables.reshape(len(self.stretches), -1, len(use), len(use))

@@ -104,6 +104,6 @@ def condition(
     Raises:
         ValueError: if the guidance draws and no `rng` is given.
     """
-    if rng is None and getattr(guidance, "draws", 0):
+    if rng is None and getattr(guidance, "draws", None):
         raise ValueError(f"{guidance!r} draws random numbers; pass rng to condition()")
     return Conditioned(Problem(predictor, path, likelihood, y, event_dims, rng), guidance)

@@ -1,4 +1,4 @@
-"""The tangent of an observation operator at a state, as a pair of products on flattened values."""
+"""The tangent of an observation operator at a state, as a pair of products on flattened values, and its noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dynamics.errors import CapabilityError
 from observations.base import LinearOperator, ObservationOperator
+from observations.likelihood import Likelihood
+from observations.noise import GaussianNoise
 
 Product = Callable[[Tensor], Tensor]
 
@@ -16,6 +19,20 @@ def observe_flat(operator: ObservationOperator, x: Tensor) -> Tensor:
     """`A(x)` with the observed values flattened, `(*b, *event) -> (*b, m)`."""
     value = operator(x)
     return value.reshape(*value.shape[: value.ndim - len(operator.obs_shape)], -1)
+
+
+def gaussian_noise(likelihood: Likelihood) -> GaussianNoise:
+    """The noise of a likelihood, which a linearised update needs to be Gaussian.
+
+    Raises:
+        CapabilityError: it is not.
+    """
+    if not isinstance(likelihood.noise, GaussianNoise):
+        raise CapabilityError(
+            f"this guidance linearises the observation and needs Gaussian noise; {type(likelihood.noise).__name__} was "
+            "given: DPS and MonteCarlo take any noise"
+        )
+    return likelihood.noise
 
 
 def linearize(operator: ObservationOperator, x: Tensor) -> tuple[Tensor, Product, Product]:

@@ -328,9 +328,10 @@ class Renoise(Sampler):
         if weighted or clean.covariance is None:
             raise ValueError("Renoise has no importance weight and needs the covariance of the clean state; use "
                              "Ancestral, or a predictor with a covariance and no weights")
-        options = {"dtype": x.dtype, "device": x.device}
-        drawn = clean.mean + clean.covariance.draw(rng, tuple(x.shape), **options)
-        return path.sample(s, drawn, context.base, normal(rng, tuple(x.shape), **options)), None
+        shape = tuple(x.shape)
+        drawn = clean.mean + clean.covariance.draw(rng, shape, dtype=x.dtype, device=x.device)
+        z = normal(rng, shape, dtype=x.dtype, device=x.device)
+        return path.sample(s, drawn, context.base, z), None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from assimilate.posterior.covariance import Block, Covariance
-from assimilate.posterior.linearize import linearize
+from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.solvers import conjugate_gradient
 from dynamics.random import Rng
 from observations.likelihood import Likelihood
+from observations.noise import GaussianNoise
 from observations.sampling import Mask
 
 Solve = Callable[[Tensor], Tensor]
@@ -73,18 +74,18 @@ def gaussian_update(
         y: observed values, broadcastable against `A(mean)`; NaN = not observed.
         iterations: most conjugate-gradient iterations.
     """
-    operator = likelihood.operator
+    operator, noise = likelihood.operator, gaussian_noise(likelihood)
     value, forward, adjoint = linearize(operator, mean)
     y = y.reshape(*y.shape[: y.ndim - len(operator.obs_shape)], -1)
     observed = (~torch.isnan(y)).expand(value.shape)
     residual = torch.where(observed, y - value, 0.0)
     block = covariance.block(operator.index.to(mean.device)) if isinstance(operator, Mask) else None
     if block is not None:
-        solve = _block_solver(block, likelihood, observed, iterations)
+        solve = _block_solver(block, noise, observed, iterations)
     else:
 
         def matvec(w: Tensor) -> Tensor:
-            return torch.where(observed, forward(covariance.apply(adjoint(w))) + likelihood.noise.product(w), 0.0)
+            return torch.where(observed, forward(covariance.apply(adjoint(w))) + noise.product(w), 0.0)
 
         def solve(r: Tensor) -> Tensor:
             return conjugate_gradient(matvec, r, iterations=iterations)
@@ -95,24 +96,24 @@ def gaussian_update(
     return gain(residual), Updated(covariance, likelihood, forward, gain, observed)
 
 
-def _block_solver(block: Block, likelihood: Likelihood, observed: Tensor, iterations: int) -> Solve:
+def _block_solver(block: Block, noise: GaussianNoise, observed: Tensor, iterations: int) -> Solve:
     """`S^-1` from the block of V between the observed values."""
     scale, matrix = block
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    noise = likelihood.noise.product(eye)
+    errors = noise.product(eye)
     if scale.ndim < 2 or (matrix.ndim > 2 and matrix.shape[-3] == scale.shape[-2] > 1):
-        factor = _factor(scale[..., :, None] * matrix * scale[..., None, :] + noise, observed)
+        factor = _factor(scale[..., :, None] * matrix * scale[..., None, :] + errors, observed)
         return lambda r: torch.cholesky_solve(r[..., None], factor).squeeze(-1)
     # Rows along the last sample dim (the members) share the matrix and nearly the scale.
     shared = scale.square().mean(-2).sqrt()
     common = matrix if matrix.ndim == 2 else matrix.squeeze(-3)
-    factor = _factor(shared[..., :, None] * common * shared[..., None, :] + noise, observed.any(-2))
+    factor = _factor(shared[..., :, None] * common * shared[..., None, :] + errors, observed.any(-2))
 
     def precondition(r: Tensor) -> Tensor:
         return torch.cholesky_solve(r.mT, factor).mT
 
     def matvec(w: Tensor) -> Tensor:
-        return torch.where(observed, scale * ((scale * w) @ common) + likelihood.noise.product(w), w)
+        return torch.where(observed, scale * ((scale * w) @ common) + noise.product(w), w)
 
     return lambda r: torch.where(
         observed,

@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -73,10 +73,10 @@ class WindowPrior:
     dt: float
     order: int
     path: Path
-    predictor: Predictor
-    mean: Tensor
-    std: Tensor
-    record: dict | None = None
+    predictor: Predictor = field(repr=False)
+    mean: Tensor = field(repr=False)
+    std: Tensor = field(repr=False)
+    record: dict | None = field(default=None, repr=False)
 
     @property
     def event_dims(self) -> int:

@@ -49,7 +49,7 @@ def one_step(guidance, sampler, times=None, steps=50, scale=1.0):
     "sampler", [Ancestral(variance="upper"), EulerMaruyama("foellmer")], ids=["ancestral", "euler-maruyama"]
 )
 def test_weights_are_exact_whatever_the_guidance(guidance, strength, sampler):
-    # Rule 5. Tolerance: 5 standard errors at the measured ESS, plus the step error of Euler-Maruyama (0.02 at 50 steps).
+    # Rule 5. Tolerance: 5 standard errors at the measured ESS, plus Euler-Maruyama's step error (0.02 at 50 steps).
     times = uniform_times(50, dtype=torch.float64) if isinstance(sampler, EulerMaruyama) else None
     mean, variance, evidence, ess = one_step(guidance, sampler, times)
     error = 5 / math.sqrt(ess * N)
@@ -125,9 +125,7 @@ def test_missing_observations_are_a_forecast_and_seeds_repeat():
     again, _ = flow.step(start, seen, 1.0, rng=Streams(1, 2, 50).at(1))
     assert torch.equal(first.members, again.members)
     # An experiment never looks at another.
-    alone, _ = flow.step(
-        flow.init(start.members[:1]), seen, 1.0, rng=Streams(1, 1, 50).at(1)
-    )
+    alone, _ = flow.step(flow.init(start.members[:1]), seen, 1.0, rng=Streams(1, 1, 50).at(1))
     torch.testing.assert_close(alone.members[0], first.members[0])
 
 

@@ -96,6 +96,18 @@ def test_standardisation_is_affine_per_channel_and_exact():
         Standardisation((0.0,), (0.0,))
 
 
+def test_every_channel_has_its_own_moments():
+    x = torch.tensor([1.0, 10.0, -5.0]) + torch.tensor([2.0, 0.1, 1.0]) * torch.randn(
+        20, 50, 3, generator=torch.Generator().manual_seed(0)
+    )
+    state = Trajectories(x, Space.scalars("a", "b", "c"), 1.0).standardisation()
+    flat = x.flatten(0, 1).double()
+    assert state.mean == pytest.approx(tuple(flat.mean(0).tolist()), rel=1e-6)
+    assert state.std == pytest.approx(tuple(flat.std(0, correction=0).tolist()), rel=1e-6)
+    unit = state.encode(flat).std(0, correction=0)
+    assert torch.allclose(unit, torch.ones(3, dtype=torch.float64), atol=1e-6)
+
+
 def test_a_simulator_and_bad_input():
     data = Trajectories.of(LinearGaussian.scalar(0.9, 1.0), Simulation(50, 21, 30, seed=3))
     assert data.states.shape == (50, 21, 1)

@@ -46,7 +46,9 @@ def test_regression_targets_average_to_the_parameterisation(path, kind):
     base = torch.full((n, 1), 0.4, dtype=torch.float64) if isinstance(path, Interpolant) else None
     x = path.sample(t, clean, base, z)
     target = path.target(t, clean, base, z, kind)
-    predictor = GaussianPredictor(torch.tensor([[0.64]], dtype=torch.float64), path, torch.zeros(1, dtype=torch.float64))
+    predictor = GaussianPredictor(
+        torch.tensor([[0.64]], dtype=torch.float64), path, torch.zeros(1, dtype=torch.float64)
+    )
     expected = path.from_mean(x, t, predictor(x, t, Context(base=base)).mean, kind, base)
     # The residual is uncorrelated with x, so both moments vanish within 5 standard errors.
     residual = target - expected

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 from typing import Literal
 
 import torch
@@ -78,8 +79,8 @@ class Block(nn.Module):
         self.modulation = nn.Linear(settings.embedding, 2 * width)
         self.second = nn.Conv2d(width, width, 3, padding=1, padding_mode=settings.padding)
         for layer in (self.modulation, self.second):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Features (B, width, H, W) and embedding (B, E) -> features of the same shape."""
@@ -114,9 +115,9 @@ class UNet(nn.Module):
         )
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.leave = nn.Conv2d(widths[0], settings.outputs, 3, padding=1, padding_mode=mode)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def multiple(self) -> int:
@@ -152,7 +153,7 @@ class UNet(nn.Module):
         h = self.enter(h)
         kept = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 h = block(h, embedding)
             if level < len(self.shrink):
                 kept.append(h)
@@ -160,7 +161,7 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.up))):
             if level < len(kept):
                 h = kept[level] + functional.interpolate(self.grow[level](h), scale_factor=2.0, mode="nearest")
-            for block in self.up[level]:
+            for block in cast(nn.ModuleList, self.up[level]):
                 h = block(h, embedding)
         return self.leave(functional.silu(h))[..., :height, :width].contiguous()
 

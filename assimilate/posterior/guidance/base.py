@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from assimilate.posterior.condition import Problem
-from assimilate.posterior.linearize import observe_flat
+from assimilate.posterior.linearize import gaussian_noise, observe_flat
 from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 
@@ -127,5 +127,5 @@ def solve_observed(
         iterations: most iterations.
     """
     hidden = ~observed(residual, problem)
-    noise = problem.likelihood.noise
+    noise = gaussian_noise(problem.likelihood)
     return solver(lambda w: (product(w) + noise.product(w)).masked_fill(hidden, 0.0), residual, iterations=iterations)

@@ -26,7 +26,7 @@ from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Problem
 from assimilate.posterior.covariance import Covariance, Isotropic, Modulated
 from assimilate.posterior.guidance.base import Gain, isotropic_variance, observed, observed_residual
-from assimilate.posterior.linearize import linearize
+from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.update import gaussian_update
 
@@ -71,7 +71,7 @@ class JacobianFree:
         if self.gain == "constant":
             value, _, adjoint = linearize(likelihood.operator, clean.mean)
             residual = observed_residual(value, problem)
-            weights = likelihood.noise.solve(residual, observed(residual, problem), None)
+            weights = gaussian_noise(likelihood).solve(residual, observed(residual, problem), None)
             return clean._replace(kick=self.strength * adjoint(weights))
         covariance: Covariance
         if self.covariance == "isotropic":

@@ -89,17 +89,19 @@ class MonteCarlo(Guided):
 
     def _endpoints(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem) -> Tensor:
         """Draws of the clean state, `(draws, *b, *event)`."""
+        rng = problem.rng
+        assert rng is not None, "condition() refuses guidances that draw without rng"
         if self.endpoint == "exact":
             covariance = clean.covariance
             if covariance is None:
                 covariance = Isotropic(isotropic_variance(problem.path, t, x, self.prior_std))
-            shape, options = tuple(x.shape), {"dtype": x.dtype, "device": x.device}
+            shape = tuple(x.shape)
             return clean.mean + torch.stack(
-                [covariance.draw(problem.rng, shape, **options) for _ in range(self.draws)]
+                [covariance.draw(rng, shape, dtype=x.dtype, device=x.device) for _ in range(self.draws)]
             )
         lead = x.ndim - problem.event_dims
         many = (*x.shape[:lead], self.draws, *x.shape[lead:])
-        z = normal(problem.rng, many, dtype=x.dtype, device=x.device).movedim(lead, 0)
+        z = normal(rng, many, dtype=x.dtype, device=x.device).movedim(lead, 0)
         left = 1.0 - t.reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
         drift = problem.path.from_mean(x, t, clean.mean, "drift", context.base)
         root = torch.sqrt(1.0 - left)
@@ -111,7 +113,7 @@ class MonteCarlo(Guided):
         where = x
         if self.second_at == "endpoint":
             shape = x.shape
-            where = x + left * drift + std * normal(problem.rng, tuple(shape), dtype=x.dtype, device=x.device)
+            where = x + left * drift + std * normal(rng, tuple(shape), dtype=x.dtype, device=x.device)
         end = problem.predictor(where, last, context)
         second = problem.path.from_mean(where, last, end.mean, "drift", context.base)
         return x + left / 2 * (drift + second) + std * z

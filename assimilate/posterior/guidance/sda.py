@@ -14,6 +14,7 @@ from torch import Tensor
 
 from assimilate.posterior.condition import Problem
 from assimilate.posterior.guidance.base import Linearized, observed
+from assimilate.posterior.linearize import gaussian_noise
 from assimilate.posterior.predictors import Clean
 
 
@@ -38,4 +39,4 @@ class SDA(Linearized):
         # The scale may differ by channel; an operator mixes channels, so their mean stands for all.
         extra = self.gamma / snr.reshape(*snr.shape[: t.ndim], -1).mean(-1)
         extra = extra.reshape(*t.shape, *(1,) * (residual.ndim - t.ndim)).expand(residual.shape)
-        return problem.likelihood.noise.solve(residual, observed(residual, problem), extra)
+        return gaussian_noise(problem.likelihood).solve(residual, observed(residual, problem), extra)

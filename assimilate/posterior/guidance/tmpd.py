@@ -18,7 +18,7 @@ from torch import Tensor
 
 from assimilate.posterior.condition import Problem
 from assimilate.posterior.guidance.base import Linearized, inverse_pull, observed
-from assimilate.posterior.linearize import linearize
+from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.predictors import Clean
 
 
@@ -40,4 +40,4 @@ class TMPD(Linearized):
         ones = adjoint(seen.to(residual.dtype))
         rows = torch.autograd.grad(clean.mean, x, ones, retain_graph=True)[0]
         extra = forward(inverse_pull(problem.path, t, x) * rows).clamp_min(0.0)
-        return problem.likelihood.noise.solve(residual, seen, extra)
+        return gaussian_noise(problem.likelihood).solve(residual, seen, extra)
