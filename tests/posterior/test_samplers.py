@@ -9,7 +9,8 @@ import torch
 
 from assimilate.posterior.paths import VE, VP, FlowMatching, Interpolant
 from assimilate.posterior.predictors import Context, GaussianPredictor
-from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, PredictorCorrector, ratio_times, uniform_times
+from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, PredictorCorrector
+from assimilate.posterior.time_grids import ratio_times, uniform_times
 from dynamics.random import Streams, normal
 
 MEAN = torch.tensor([0.5], dtype=torch.float64)

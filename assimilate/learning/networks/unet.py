@@ -23,8 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
