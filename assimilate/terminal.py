@@ -107,7 +107,8 @@ def print_outcome(card: Card, outcome: Outcome, page: Path | None) -> None:
 def _cell(value: float | None, spread: float | None, score: str, best: float) -> str:
     text = number(value, score)
     if spread is not None and score != "seconds":
-        text += f" [dim]± {number(spread, score)}[/]"
+        # Below the value: a row of values with their scatter beside them is wider than a terminal.
+        text += f"\n[dim]± {number(spread, score)}[/]"
     return f"[bold]{text}[/]" if value is not None and value == best else text
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from assimilate.card_files import parse
 from assimilate.registry import METHODS
+from benchmarks.tables import written
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -47,3 +48,7 @@ def test_every_method_is_named():
 def test_links_lead_to_files():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (Path(__file__).parent.parent / target).exists() or target == "benchmarks/results/florence.png", target
+
+
+def test_the_table_of_results_comes_from_the_result_files():
+    assert written(README) == README, "run python -m benchmarks.tables --write"
