@@ -17,6 +17,7 @@ import torch
 from assimilate.errors import UnknownName, UserError
 from assimilate.learning.checkpoint import save_checkpoint
 from assimilate.learning.diagnose import one_step_errors
+from assimilate.learning.field_fit import FieldFit, fit_field
 from assimilate.learning.samples import Trajectories
 from assimilate.learning.transition_fit import TransitionFit, fit_transition
 from assimilate.learning.window_fit import WindowFit, fit_window
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 RECIPES: dict[str, tuple[type, Callable[..., Any]]] = {
+    "field": (FieldFit, fit_field),
     "transition": (TransitionFit, fit_transition),
     "window": (WindowFit, fit_window),
 }

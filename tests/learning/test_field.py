@@ -11,6 +11,8 @@ from assimilate.baselines.optimal_interpolation import OptimalInterpolation
 from assimilate.filters.flowdas import FlowDAS
 from assimilate.learning.checkpoint import load_checkpoint, save_checkpoint
 from assimilate.learning.field import field_transition
+from assimilate.learning.field_fit import FieldFit, fit_field
+from assimilate.learning.fit import FitSettings
 from assimilate.learning.pretrained import load_pretrained
 from dynamics.radar import RainStorms
 from dynamics.random import Streams
@@ -78,3 +80,23 @@ def test_checkpoint_round_trip(rain, tmp_path):
         first, second = (d.denoiser(noisy, torch.tensor(0.5), none).mean for d in (rain, again))
     assert torch.equal(first, second)
     assert again.levels == pytest.approx(rain.levels) and again.floor == 0.0
+
+
+def test_a_short_training_learns_the_field_and_its_own_error():
+    settings = FieldFit(
+        storms=96,
+        patch=32,
+        network={"widths": (8, 16)},
+        training=FitSettings(steps=150, batch=16, learning_rate=3e-3, warmup=20, ema=0.98, held_out_batch=16),
+    )
+    trained = fit_field(RainStorms(ny=40, nx=40), settings)
+    fields = RainStorms(ny=40, nx=40).storms((32,), 1, rng=torch.Generator().manual_seed(5))[:, 0]
+    noisy = fields + 0.5 * torch.randn(fields.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        clean = trained.denoiser(noisy, torch.tensor(0.5), torch.zeros(32, 2, 40, 40))
+    squared = float((fields - clean.mean).square().mean())
+    # F = 0 is the answer of a white Gaussian prior, s^2 r^2 / (s^2 + r^2); neighbours tell far more.
+    variance = trained.denoiser.denoiser.sigma_data ** 2
+    assert squared < 0.5 * variance * 0.25 / (variance + 0.25)
+    assert 0.4 < squared / float(clean.covariance.std.square().mean()) < 2.5
+    assert trained.denoiser.correlation.shape == (12, 64)
