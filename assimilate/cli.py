@@ -136,7 +136,7 @@ def list_command(
 
 @app.command("fit")
 def fit_command(
-    card: Annotated[str, typer.Argument(help="Name of a card with a [fit] table, or path of a TOML file.")],
+    card: Annotated[str, typer.Argument(help="Name of a card with a 'fit' table, or path of a TOML file.")],
     out: Annotated[Path | None, typer.Option(help="File of the checkpoint; default: out/CARD.safetensors.")] = None,
     device: DeviceOption = "cpu",
     changes: SetOption = None,
@@ -144,7 +144,7 @@ def fit_command(
     """Train the transition that a card uses, from its simulator or its data.
 
     A run that was killed goes on where it was when it is called again. The checkpoint can be used at once:
-    `transition = "FILE"` in a [[method]].
+    `transition = "FILE"` in a method of a card.
 
     Examples:
     assimilate fit lorenz63

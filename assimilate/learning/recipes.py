@@ -96,7 +96,9 @@ def build_settings(settings_class: type, table: Mapping[str, Any], where: str) -
     for key, value in table.items():
         if key not in known:
             raise UnknownName(f"setting of {where}:", key, known)
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {key} is a table of settings; {value!r} was given (set {key}.NAME = VALUE)")
             # A nested table changes some settings of the default and leaves the others.
             default = vars(known[key].default)
             value = build_settings(hints[key], {**default, **value}, f"{where}, {key}")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class WindowFit:
     """Settings of `fit_window`.
 
-    On Lorenz-63 (16 states, the first known, arctan of x observed; 8 truths, means of 32 samples) the composed prior had
+    On Lorenz-63 (16 states, the first known, arctan of x observed; 8 truths, mean of 32 samples) the composed prior had
     NRMSE 0.23, 0.10 and 0.067 for windows of 5, 9 and 15 states, where the exact smoother had 0.065: what limits it is
     how much of the trajectory a noisy state is judged by, not the network.
 
