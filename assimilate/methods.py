@@ -14,6 +14,7 @@ from assimilate.cards import Card, Method
 from assimilate.cycle import values_of
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
+from assimilate.posterior.windows import WindowPrior
 from assimilate.problem import Problem
 from assimilate.sources import located
 from dynamics.base import Dynamics
@@ -76,6 +77,8 @@ def method_of(
     if moved is not None:
         moved = on_grid(moved, problem.space, where)
         if dtype == torch.float64 and entry.transition is not None:
+            if isinstance(moved, WindowPrior):
+                raise CardError(f"{where}: a window prior runs in float32 only; leave out --dtype float64")
             moved = moved.to(dtype=dtype)
     factory, _ = registry.check("method", spec, where)
     accepted = registry.settings_of(factory)
