@@ -53,7 +53,7 @@ class SDA:
     exactness: ClassVar[Exactness] = "biased"
 
     prior: WindowPrior
-    guidance: Guidance = MMPS(iterations=3)
+    guidance: Guidance = MMPS(iterations=3, trust=2.0)
     sampler: Sampler = PredictorCorrector(Ancestral(eta=0.0), corrections=1, tau=0.25)
     steps: int = 64
     largest: float = 50.0

@@ -34,10 +34,14 @@ class Guided(ABC):
     Args:
         gain: "exact" or "constant", see the module's docstring.
         strength: factor on the shift (exact: 1, dimensionless) or on the displacement (constant: the papers' zeta).
+        trust: longest shift with the exact gain, in units of `rho sqrt(m)` for m observed values; None = any. A clean
+            covariance no larger than `rho^2 I` cannot shift the mean further than `rho |S^-1/2 (y - A m)|`, about
+            `rho sqrt(m)`; off the data a learned Jacobian can, and one such step throws a sample away for good.
     """
 
     gain: Gain = "exact"
     strength: float = 1.0
+    trust: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings that all share."""
@@ -58,7 +62,20 @@ class Guided(ABC):
         gradient = self.gradient(clean, x, t, context, problem)
         if self.gain == "constant":
             return clean._replace(kick=self.strength * gradient)
-        return clean._replace(mean=clean.mean + self.strength * inverse_pull(problem.path, t, x) * gradient)
+        shift = self.strength * inverse_pull(problem.path, t, x) * gradient
+        if self.trust is not None:
+            shift = shift * self._within(shift, x, t, problem)
+        return clean._replace(mean=clean.mean + shift)
+
+    def _within(self, shift: Tensor, x: Tensor, t: Tensor, problem: Problem) -> Tensor:
+        """The factor that brings each sample's shift within the trusted length, at most 1."""
+        assert self.trust is not None
+        events = tuple(range(-problem.event_dims, 0))
+        # Channels may differ in scale, so lengths are taken in units of rho.
+        length = (shift.square() * problem.path.coefficients(t, x).snr).sum(events, keepdim=True).sqrt()
+        count = (~torch.isnan(flat_y(problem))).sum(-1).to(shift.dtype)
+        limit = self.trust * count.sqrt().reshape(*count.shape, *(1,) * problem.event_dims)
+        return (limit / length.clamp_min(torch.finfo(shift.dtype).tiny)).clamp_max(1.0)
 
 
 @dataclass(frozen=True)
