@@ -30,6 +30,10 @@ from assimilate.posterior.windows import WindowPrior
 from dynamics import Space
 
 
+DATA_BOUND = 4.0
+"""Standard deviations of the data at which a composed clean mean is cut."""
+
+
 @dataclass(frozen=True, eq=False)
 class WindowDenoiser:
     """A trained denoiser of windows; see the module docstring.
@@ -102,6 +106,7 @@ class WindowDenoiser:
             mean=mean.reshape(column),
             std=std.reshape(column),
             record=self.record,
+            bound=DATA_BOUND,
         )
 
     def to_checkpoint(self) -> Checkpoint:

@@ -31,11 +31,14 @@ class ComposedPredictor:
         window: predictor of windows, `(*b, 2k + 1, *event)`.
         order: k.
         event_dims: trailing dims of one state.
+        bound: clean means are cut at this absolute value, model coordinates; None = never. Far from its data a network
+            extrapolates, and a sample that is once there does not come back; images are cut at their range likewise.
     """
 
     window: Predictor
     order: int
     event_dims: int
+    bound: float | None = None
 
     def __call__(self, x: Tensor, t: Tensor, context: Context) -> Clean:
         """See `Predictor`; `t` is zero-dimensional."""
@@ -51,7 +54,8 @@ class ComposedPredictor:
             means.select(axis + 1, self.order),
             last.narrow(axis, self.order + 1, self.order),
         ]
-        return Clean(torch.cat(parts, axis))
+        mean = torch.cat(parts, axis)
+        return Clean(mean if self.bound is None else mean.clamp(-self.bound, self.bound))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ class WindowPrior:
         mean: model coordinates are `(x - mean) / std`; broadcastable against an event.
         std: see `mean`.
         record: how it was trained and what was measured.
+        bound: see `ComposedPredictor`.
     """
 
     space: Space
@@ -77,6 +82,7 @@ class WindowPrior:
     mean: Tensor = field(repr=False)
     std: Tensor = field(repr=False)
     record: dict | None = field(default=None, repr=False)
+    bound: float | None = None
 
     @property
     def event_dims(self) -> int:
@@ -93,4 +99,4 @@ class WindowPrior:
 
     def trajectories(self) -> ComposedPredictor:
         """The predictor of whole trajectories."""
-        return ComposedPredictor(self.predictor, self.order, self.event_dims)
+        return ComposedPredictor(self.predictor, self.order, self.event_dims, self.bound)
