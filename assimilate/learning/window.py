@@ -29,7 +29,6 @@ from assimilate.posterior.predictors import Clean, OnPath
 from assimilate.posterior.windows import WindowPrior
 from dynamics import Space
 
-
 DATA_BOUND = 4.0
 """Standard deviations of the data at which a composed clean mean is cut."""
 
