@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assimilate.baselines.base import without_no_data
 from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.posterior.covariance import Isotropic, Modulated
@@ -119,10 +120,7 @@ class FieldTransition:
 
     def admissible(self, x: Tensor) -> Tensor:
         """`x` with values below the floor set to it and 0 at the no-data cells."""
-        x = x if self.floor is None else x.clamp_min(self.floor)
-        if self.space.mask is None:
-            return x
-        return x.masked_fill(torch.from_numpy(self.space.mask.copy()).to(x.device), 0.0)
+        return without_no_data(x if self.floor is None else x.clamp_min(self.floor), self.space)
 
     def prior(
         self,

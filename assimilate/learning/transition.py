@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from assimilate.baselines.base import without_no_data
 from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.samples import Standardisation
@@ -224,9 +225,7 @@ class LearnedTransition:
 
     def mask(self, x: Tensor) -> Tensor:
         """`x` with 0 at the no-data cells."""
-        if self.space.mask is None:
-            return x
-        return x.masked_fill(torch.from_numpy(self.space.mask.copy()).to(x.device), 0.0)
+        return without_no_data(x, self.space)
 
     def gaussian(self) -> GaussianForecast:
         """The same forecast with a Gaussian residual of the same spread: what most learned models would do."""
