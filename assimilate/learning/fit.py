@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,11 @@ class FitSettings:
         held_out_batch: samples it is evaluated on, the same ones each time.
         resume_every: steps between resume files (if a file is given).
         seed: seed of the weights and of everything drawn.
+        precision: of the forward pass; weights and optimiser stay float32. "bfloat16" halves the time of a U-Net where
+            the processor has the instructions, on GPUs too.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown precision.
     """
 
     steps: int = 8000
@@ -67,6 +69,7 @@ class FitSettings:
     held_out_batch: int = 16384
     resume_every: int = 500
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Check what would otherwise train nothing."""
@@ -74,6 +77,8 @@ class FitSettings:
             raise ValueError(f"{self}: steps, batch, warmup and resume_every must be positive and ema in [0, 1)")
         if not (self.learning_rate > 0 and self.clip > 0):
             raise ValueError(f"{self}: learning_rate and clip must be positive")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}; expected 'float32' or 'bfloat16'")
 
 
 class Fitted(NamedTuple, Generic[Model]):
@@ -112,7 +117,9 @@ class _Run(Generic[Model]):
         rate = s.learning_rate * min(1.0, (k + 1) / s.warmup) * 0.5 * (1 + math.cos(math.pi * k / s.steps))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = objective(self.model, _to(draw(s.batch, self.rng), self.device), self.rng)
+        half = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=s.precision == "bfloat16")
+        with half:
+            loss = objective(self.model, _to(draw(s.batch, self.rng), self.device), self.rng)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the training loss is {value} at step {k}; lower learning_rate or check the data")
