@@ -59,6 +59,7 @@ class MonteCarlo(Guided):
         objective: what is differentiated.
         second_at: where the second drift is taken: at the "endpoint" (the paper) or at the "state" (its code).
         prior_std: for the isotropic spread of the exact endpoint, in units of the state.
+        spread: "clean" draws with the predictor's own covariance where it has one, "isotropic" never does (LGD).
 
     Exactness: consistent for Gaussian transitions with the exact endpoint (as J grows), biased otherwise.
     """
@@ -68,6 +69,7 @@ class MonteCarlo(Guided):
     objective: Objective = "likelihood"
     second_at: Literal["endpoint", "state"] = "endpoint"
     prior_std: float | None = None
+    spread: Literal["clean", "isotropic"] = "clean"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -78,6 +80,7 @@ class MonteCarlo(Guided):
             ("endpoint", self.endpoint, get_args(Endpoint)),
             ("objective", self.objective, get_args(Objective)),
             ("second_at", self.second_at, ("endpoint", "state")),
+            ("spread", self.spread, ("clean", "isotropic")),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
@@ -93,7 +96,7 @@ class MonteCarlo(Guided):
         assert rng is not None, "condition() refuses guidances that draw without rng"
         if self.endpoint == "exact":
             covariance = clean.covariance
-            if covariance is None:
+            if covariance is None or self.spread == "isotropic":
                 covariance = Isotropic(isotropic_variance(problem.path, t, x, self.prior_std))
             shape = tuple(x.shape)
             return clean.mean + torch.stack(
