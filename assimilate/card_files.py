@@ -5,12 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from assimilate.cards import Card
 from assimilate.errors import CardError, UnknownName, UserError, suggestion
+
+AnyCard = TypeVar("AnyCard", bound=BaseModel)
 
 CARDS_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "cards"
 
@@ -49,24 +51,37 @@ def load(name: str, changes: Sequence[str] = ()) -> Card:
         UserError: unreadable, or not a valid card; one line with file, key path and what would be right.
     """
     path = find(name)
+    return checked(read_table(path), changes, Card, path.name)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table of a TOML file, unchecked.
+
+    Raises:
+        CardError: it is not TOML.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CardError(f"{path.name}: not readable as TOML: {error}") from error
+
+
+def checked(table: dict[str, Any], changes: Sequence[str], schema: type[AnyCard], file: str) -> AnyCard:
+    """A table with its changes, checked against a schema; see `load`."""
     for change in changes:
-        set_value(table, change)
-    return parse(table, path.name)
+        set_value(table, change, schema)
+    return parse(table, file, schema)
 
 
-def parse(table: Mapping[str, Any], file: str = "card") -> Card:
+def parse(table: Mapping[str, Any], file: str = "card", schema: type[AnyCard] = Card) -> AnyCard:  # type: ignore[assignment]
     """Check a card that was read or built; `file` is its name in messages."""
     try:
-        return Card.model_validate(table)
+        return schema.model_validate(table)
     except ValidationError as error:
-        raise CardError(f"{file}: {_first(error, table)}") from None
+        raise CardError(f"{file}: {_first(error, table, schema)}") from None
 
 
-def set_value(table: dict[str, Any], change: str) -> None:
+def set_value(table: dict[str, Any], change: str, schema: type[BaseModel] = Card) -> None:
     """Apply one `path=value` to a card's table; a method is found by its label, its type or its number.
 
     The value is read as TOML (`32`, `0.5`, `true`, `[1, 2]`, `"text"`), and as text when it is none of these.
@@ -84,13 +99,13 @@ def set_value(table: dict[str, Any], change: str) -> None:
         value = text.strip()
     place: Any = table
     for depth, key in enumerate(keys[:-1]):
-        place = _enter(place, key, ".".join(keys[: depth + 1]), change)
+        place = _enter(place, key, ".".join(keys[: depth + 1]), change, schema)
     if not isinstance(place, dict):
         raise UserError(f"--set '{change}': '{'.'.join(keys[:-1])}' is not a table")
     place[keys[-1]] = value
 
 
-def _enter(place: Any, key: str, path: str, change: str) -> Any:
+def _enter(place: Any, key: str, path: str, change: str, schema: type[BaseModel]) -> Any:
     if isinstance(place, list):
         if key.isdigit() and int(key) < len(place):
             return place[int(key)]
@@ -102,19 +117,19 @@ def _enter(place: Any, key: str, path: str, change: str) -> Any:
         raise UserError(f"--set '{change}': no entry '{key}' in '{path.rpartition('.')[0]}'{suggestion(key, names)}")
     if not isinstance(place, dict):
         raise UserError(f"--set '{change}': '{path}' is not a table")
-    if "." not in path and key not in Card.model_fields:
-        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, Card.model_fields)}")
+    if "." not in path and key not in schema.model_fields:
+        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, schema.model_fields)}")
     return place.setdefault(key, {})
 
 
-def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
+def _first(error: ValidationError, table: Mapping[str, Any], schema: type[BaseModel]) -> str:
     """The first problem of a card as `key path: what is wrong`; unknown keys first, since they explain missing ones."""
     problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     problem = problems[0]
     place = [part for part in problem["loc"] if part not in ("float", "Component", "list[float]")]
     path = _path(place, table)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{path}'{suggestion(str(place[-1]), _valid_keys(place[:-1]))}"
+        return f"unknown key '{path}'{suggestion(str(place[-1]), _valid_keys(place[:-1], schema))}"
     if problem["type"] == "missing":
         return f"'{path}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -143,8 +158,8 @@ def _inside(here: Any, part: str | int) -> Any:
     return here.get(part) if isinstance(here, dict) else None
 
 
-def _valid_keys(place: Sequence[str | int]) -> list[str]:
-    model: Any = Card
+def _valid_keys(place: Sequence[str | int], schema: type[BaseModel]) -> list[str]:
+    model: Any = schema
     for part in place:
         if isinstance(part, int) or not (isinstance(model, type) and issubclass(model, BaseModel)):
             continue

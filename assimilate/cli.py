@@ -88,6 +88,10 @@ def run_command(
     from assimilate.report import render
     from assimilate.terminal import Progress, console, print_outcome
 
+    pictures = _imaging_card(card)
+    if pictures is not None:
+        changed = [*(changes or []), *([f"seed={seed}"] if seed is not None else [])]
+        return _compare(pictures, changed, out, device, report=report, check=check)
     path = find(card)
     loaded = load(card, [*(changes or []), *([f"seed={seed}"] if seed is not None else [])])
     name = path.stem
@@ -156,6 +160,18 @@ def fit_command(
     from assimilate.terminal import console
     from assimilate.training import train_card
 
+    pictures = _imaging_card(card)
+    if pictures is not None:
+        from imaging.cards import load as load_imaging
+        from imaging.training import train_prior
+
+        learned = load_imaging(pictures, changes or [])
+        file = out or Path(
+            learned.fit.checkpoint if learned.fit and learned.fit.checkpoint else f"out/{pictures.stem}.safetensors"
+        )
+        written = train_prior(learned, file, device=find_device(device))
+        console.print(f"[bold]wrote[/] {written}")
+        return
     path = find(card)
     loaded = load(card, changes or [])
     file = out or Path(
@@ -179,6 +195,39 @@ def report_command(
     from assimilate.report import render
 
     typer.echo(str(render(result, out)))
+
+
+def _imaging_card(name: str) -> Path | None:
+    """The file of an imaging card; None if the name is that of another card, or of none."""
+    from assimilate.card_files import available
+    from assimilate.errors import UnknownName
+    from imaging.cards import is_imaging, shipped
+
+    path = Path(name)
+    if path.is_file():
+        return path if is_imaging(path) else None
+    own, others = shipped(), available()
+    if name not in own and name not in others and path.suffix != ".toml" and len(path.parts) == 1:
+        raise UnknownName("card", name, [*own, *others], "; or give the path of a TOML file")
+    return own.get(name)
+
+
+def _compare(path: Path, changes: list[str], out: Path | None, device: str, *, report: bool, check: bool) -> None:
+    """Run an imaging card."""
+    from assimilate.devices import find_device
+    from imaging.cards import load
+    from imaging.comparison import compare
+    from imaging.gallery import render
+    from imaging.terminal import print_comparison, print_scores
+
+    card = load(path, changes)
+    folder = out or Path("out") / path.stem
+    _reach(path)
+    outcome = compare(card, folder, name=path.stem, device=find_device(device), say=print_scores)
+    page = render(folder) if report and outcome.scores else None
+    print_comparison(card, outcome, folder, page)
+    if outcome.failures or (check and not all(c["passed"] for c in outcome.checks)):
+        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from dynamics.double_well import DoubleWell
 from dynamics.errors import CapabilityError, ContractError, DataError, SpaceMismatch
 from dynamics.linear import LinearGaussian
 from dynamics.lorenz import FLOWDAS_CENTER, FLOWDAS_SCALE, Lorenz63, Lorenz96
+from dynamics.navier_stokes import NavierStokes
 from dynamics.random import Rng, Streams, normal, uniform
 from dynamics.space import Coordinate, Field, Identity, LogOnePlus, Space
 
@@ -31,6 +32,7 @@ __all__ = [
     "LogOnePlus",
     "Lorenz63",
     "Lorenz96",
+    "NavierStokes",
     "Rng",
     "ScaledIdentity",
     "Space",

@@ -114,7 +114,7 @@ class SpectralGrid:
             velocity = torch.stack([rows * inverse, -columns * inverse]) * kept
             # Minus (dxx - dyy) and minus dxy.
             advection = torch.stack([columns**2 - rows**2, rows * columns]) * kept
-            weight = torch.where(self.waves[1] > 0, 2.0, 1.0).expand_as(self.squared) / self.size**4
+            weight = (1 + (self.waves[1] > 0).to(torch.float64)).expand_as(self.squared) / self.size**4
             real = (kept, velocity, advection, weight, inverse)
             kept, velocity, advection, weight, inverse = (factor.to(like.device, dtype) for factor in real)
             self._placed[key] = Multipliers(kept, 1j * velocity, advection, weight, inverse)

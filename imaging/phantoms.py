@@ -109,3 +109,38 @@ class Phantoms:
         length = torch.sqrt((along * torch.exp(stretch)) ** 2 + across**2 + 4.0)
         field = torch.fft.irfft2(torch.fft.rfft2(white) * length**-slope, s=(self.size, self.size))
         return field / field.std((-2, -1), keepdim=True).clamp_min(1e-6)
+
+
+def volume(slices: int, size: int, rng: torch.Generator, *, style: Style = "flat", ellipsoids: int = 12) -> Tensor:
+    """A volume of ellipsoids, `(slices, size, size)` in [0, 1]: its slices change slowly, as a body's do.
+
+    Args:
+        slices: along the first axis, which spans as much of the body as `slices / size` of its width.
+        size: pixels along the sides of a slice.
+        rng: random numbers.
+        style: "flat" or "textured" ("mixed" counts as textured).
+        ellipsoids: within the body.
+    """
+    depth = (torch.arange(slices) + 0.5) / size * 2 - slices / size
+    line = (torch.arange(size) + 0.5) / size * 2 - 1
+    places = torch.stack(torch.meshgrid(depth, line, line, indexing="ij"), -1)
+
+    def indicator(centre: Tensor, axes: Tensor, frame: Tensor) -> Tensor:
+        local = (places - centre) @ frame / axes
+        return (0.5 - (local.norm(dim=-1) - 1) * axes.min() * size / 2).clamp(0, 1)
+
+    body = indicator(torch.zeros(3), torch.tensor([1.5, 0.85, 0.7]), torch.eye(3))
+    picture = 0.35 * body
+    for _ in range(ellipsoids):
+        frame = torch.linalg.qr(torch.randn(3, 3, generator=rng))[0]
+        centre = (torch.rand(3, generator=rng) - 0.5) * torch.tensor([2.0 * slices / size, 1.0, 0.9])
+        axes = 0.08 + 0.3 * torch.rand(3, generator=rng)
+        value = 0.9 * float(torch.rand(1, generator=rng)) - 0.35
+        picture = picture + value * body * indicator(centre, axes, frame)
+    if style != "flat":
+        white = torch.randn(slices, size, size, generator=rng)
+        waves = [torch.fft.fftfreq(n)[(slice(None), *(None,) * (2 - k))] * n for k, n in enumerate(white.shape)]
+        length = torch.sqrt(sum((w * size / n) ** 2 for w, n in zip(waves, white.shape, strict=True)) + 4.0)
+        texture = torch.fft.ifftn(torch.fft.fftn(white) * length**-1.5).real
+        picture = picture + 0.08 * body * texture / texture.std()
+    return picture.clamp(0.0, 1.0)

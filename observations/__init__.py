@@ -13,9 +13,11 @@ from observations.base import (
     stack,
 )
 from observations.check import check_operator
+from observations.heavy_tails import Laplace, StudentT
 from observations.likelihood import Likelihood, Observation
-from observations.noise import GaussianNoise, Noise
+from observations.noise import GaussianNoise, Noise, SignalNoise
 from observations.nonlinear import Arctan, Function
+from observations.poisson import Poisson
 from observations.sampling import Identity, Mask, Matrix, Select, Stations, random_mask
 from observations.synthetic import observe
 
@@ -30,6 +32,7 @@ __all__ = [
     "Function",
     "GaussianNoise",
     "Identity",
+    "Laplace",
     "Likelihood",
     "LinearCompose",
     "LinearOperator",
@@ -39,9 +42,12 @@ __all__ = [
     "Noise",
     "Observation",
     "ObservationOperator",
+    "Poisson",
     "Select",
+    "SignalNoise",
     "Stack",
     "Stations",
+    "StudentT",
     "check_operator",
     "compose",
     "observe",

@@ -9,7 +9,7 @@ residual `(*b, m)`, in the units of the observed values.
 
 References:
     Bailey (1994), Polar generation of random variates with the t-distribution,
-    https://doi.org/10.1090/S0025-5718-1994-1197700-1
+    https://doi.org/10.2307/2153537
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dynamics.errors import CapabilityError
-from dynamics.random import Rng, uniform
+from dynamics.random import Rng
+from observations.noise import open_uniform, positive_numbers
 
 
 class IndependentNoise(ABC):
@@ -104,13 +105,11 @@ class IndependentNoise(ABC):
         return self.unit_variance() * self._scale(like).square().expand(size)
 
     def _scale(self, like: Tensor) -> Tensor:
-        if not isinstance(self.scale, Tensor):
-            return torch.tensor(self.scale, dtype=like.dtype, device=like.device)
-        if like.shape[-1] != self.scale.numel():
+        if isinstance(self.scale, Tensor) and like.shape[-1] != self.scale.numel():
             raise ValueError(f"the noise has {self.scale.numel()} values; {like.shape[-1]} were observed")
         key = (like.device, like.dtype)
         if key not in self._placed:
-            self._placed[key] = self.scale.to(like.device, like.dtype)
+            self._placed[key] = torch.as_tensor(self.scale, dtype=torch.float64).to(like.device, like.dtype)
         return self._placed[key]
 
     @cached_property
@@ -187,7 +186,9 @@ class StudentT(IndependentNoise):
     def unit_variance(self) -> float:
         """See `IndependentNoise`."""
         if self.degrees <= 2:
-            raise CapabilityError(f"Student's t with {self.degrees} degrees of freedom has no variance; it needs above 2")
+            raise CapabilityError(
+                f"Student's t with {self.degrees} degrees of freedom has no variance; give more than 2"
+            )
         return self.degrees / (self.degrees - 2)
 
     def unit_sample(self, shape: tuple[int, ...], rng: Rng, device: torch.device | str) -> Tensor:
@@ -198,23 +199,3 @@ class StudentT(IndependentNoise):
 
     def __repr__(self) -> str:
         return f"StudentT(degrees={self.degrees}, scale={self._scale_name()})"
-
-
-def open_uniform(rng: Rng, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """Float64 uniform numbers in (0, 1), without the 0 that a generator may give."""
-    return uniform(rng, shape, dtype=torch.float64, device=device).clamp_min(2.0**-54)
-
-
-def positive_numbers(given: Any, what: str) -> float | Tensor:
-    """A positive number, or a flat float64 tensor of them.
-
-    Raises:
-        ValueError: one is not positive and finite.
-    """
-    value = torch.as_tensor(given, dtype=torch.float64).flatten() if not isinstance(given, int | float) else given
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    if not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
-        raise ValueError(f"{what} is {given}; expected positive numbers")
-    if isinstance(value, Tensor):
-        return float(value) if torch.as_tensor(given).ndim == 0 else value.cpu()
-    return float(value)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dynamics.random import Rng, normal
+from dynamics.random import Rng, normal, uniform
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -42,6 +42,20 @@ class Noise(Protocol):
     def variance(self, size: int, *, dtype: torch.dtype = ..., device: torch.device | str = ...) -> Tensor:
         """Variances `(size,)`."""
         ...
+
+
+@runtime_checkable
+class SignalNoise(Protocol):
+    """Noise whose law depends on the clean observation, such as counts; `Likelihood` asks for it where it is needed."""
+
+    def at(self, expected: Tensor) -> Noise:
+        """The law of y - H(x) where H(x) is `expected`, `(*b, m)`; differentiable in it."""
+        ...
+
+
+def noise_at(noise: Noise, expected: Tensor) -> Noise:
+    """The law of the residual at clean observations `(*b, m)`: the noise itself, unless it depends on the signal."""
+    return noise.at(expected) if isinstance(noise, SignalNoise) else noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,3 +248,23 @@ class GaussianNoise:
             return f"GaussianNoise(std={self.std})"
         kind = "per value" if self.diagonal else "full covariance"
         return f"GaussianNoise({kind}, {self._size} values)"
+
+
+def open_uniform(rng: Rng, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+    """Float64 uniform numbers in (0, 1), without the 0 that a generator may give."""
+    return uniform(rng, shape, dtype=torch.float64, device=device).clamp_min(2.0**-54)
+
+
+def positive_numbers(given: Any, what: str) -> float | Tensor:
+    """A positive number, or a flat float64 tensor of them.
+
+    Raises:
+        ValueError: one is not positive and finite.
+    """
+    value = torch.as_tensor(given, dtype=torch.float64).flatten() if not isinstance(given, int | float) else given
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    if not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
+        raise ValueError(f"{what} is {given}; expected positive numbers")
+    if isinstance(value, Tensor):
+        return float(value) if torch.as_tensor(given).ndim == 0 else value.cpu()
+    return float(value)

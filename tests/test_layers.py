@@ -21,7 +21,14 @@ HEAVY = (
     "pandas",
     "PIL",
 )
-EDGE = {"assimilate/cards.py", "assimilate/card_files.py", "assimilate/cli.py", "assimilate/terminal.py"}
+EDGE = {
+    "assimilate/cards.py",
+    "assimilate/card_files.py",
+    "assimilate/cli.py",
+    "assimilate/terminal.py",
+    "imaging/cards.py",
+    "imaging/terminal.py",
+}
 
 
 def files():

@@ -20,6 +20,7 @@ WEIGHTS = FilePath(__file__).parent / "weights"
 
 KINDS = {
     "field": "assimilate.learning.field:field_transition",
+    "prior": "assimilate.learning.prior:learned_prior",
     "transition": "assimilate.learning.transition:learned_transition",
     "window": "assimilate.learning.window:window_prior",
 }

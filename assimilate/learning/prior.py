@@ -2,21 +2,22 @@ r"""A learned prior of single states: a denoiser in the units of its Space.
 
     E[x_1 | x_1 + rho z],     network coordinates u = (x - offset) / scale, so that rho there is rho / scale
 
-The prior is a `Denoiser` of `assimilate.posterior.predictors`: `OnPath(prior, path)` runs it on any path, and noise levels
-are in the units of the data as given. A network without grid statistics serves other grid sizes than the one that it
-was trained on; what a picture looks like at another pixel size is for the user to judge.
+The prior is a `Denoiser` of `assimilate.posterior.predictors`: `OnPath(prior, path)` runs it on any path, and noise
+levels are in the units of the data as given. A network without grid statistics serves other grid sizes than the one
+that it was trained on; what a picture looks like at another pixel size is for the user to judge.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from assimilate.learning.checkpoint import Checkpoint
+from assimilate.learning.consistency import ConsistencyDenoiser
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.predictors import Clean
@@ -59,6 +60,11 @@ class LearnedPrior:
         """Standard deviation of the data, units of the Space."""
         return self.scale * self.denoiser.sigma_data
 
+    @property
+    def gives(self) -> Literal["mean", "draw"]:
+        """What one call gives: the clean mean, or (a consistency model) a draw of the clean state."""
+        return "draw" if isinstance(self.denoiser, ConsistencyDenoiser) else "mean"
+
     def __call__(self, noisy: Tensor, ratio: Tensor, condition: Tensor | None = None) -> Clean:
         """See `Denoiser`.
 
@@ -86,6 +92,7 @@ class LearnedPrior:
             constants={
                 "sigma_data": self.denoiser.sigma_data,
                 "variance": self.denoiser.variance,
+                "gives": self.gives,
                 "offset": self.offset,
                 "scale": self.scale,
                 "smallest": self.smallest,
@@ -102,7 +109,8 @@ def learned_prior(checkpoint: Checkpoint) -> LearnedPrior:
     constants = dict(checkpoint.constants)
     space, bounds = checkpoint.space, constants.pop("bounds")
     assert space is not None
-    denoiser = EDMDenoiser(
+    kind = ConsistencyDenoiser if constants.pop("gives") == "draw" else EDMDenoiser
+    denoiser = kind(
         checkpoint.networks["denoiser"],
         event_dims=len(space.event_shape),
         sigma_data=constants.pop("sigma_data"),

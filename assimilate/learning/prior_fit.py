@@ -2,8 +2,8 @@ r"""`fit_prior`: train the prior of single states, a denoising U-Net with EDM's 
 
     loss = E |x_1 - D(x_1 + rho z, rho)|^2 / c_out^2 + share of the variance's log likelihood
 
-The second output of the network is the logarithm of the variance of each value; samplers and guidances that know it need
-fewer steps. Pictures may be turned and mirrored as they are drawn.
+The second output of the network is the logarithm of the variance of each value; samplers and guidances that know it
+need fewer steps. Pictures may be turned and mirrored as they are drawn.
 
 References:
     Karras, Aittala, Aila, Laine (2022), Elucidating the design space of diffusion-based generative models,
@@ -77,7 +77,7 @@ def fit_prior(
     """Learn the prior of states.
 
     Args:
-        states: `(n, channel, rows, columns)`, units of the Space; the last `held_out` share of them is only measured on.
+        states: `(n, channel, rows, columns)`, units of the Space; the last `held_out` share is only measured on.
         space: what a state is.
         settings: see `PriorFit`.
         start: go on from these weights (another size, other pictures) instead of new ones.
@@ -113,9 +113,9 @@ def fit_prior(
     fitted = fit(
         denoiser,
         Denoising(LogUniform(s.smallest, s.largest, s.emphasis, s.share)),
-        _samples(train, offset, sigma, s.turned),
+        samples(train, offset, sigma, s.turned),
         s.training,
-        held_out=_samples(held_out, offset, sigma, False),
+        held_out=samples(held_out, offset, sigma, False),
         progress=progress,
         name="prior",
         device=device,
@@ -139,7 +139,7 @@ def fit_prior(
 
 @torch.no_grad()
 def denoising_errors(prior: LearnedPrior, states: Tensor, seed: int = 7) -> dict[str, Any]:
-    """Root mean square error and its standardised variance (1 = calibrated) at some noise levels, units of the Space."""
+    """Root mean square error (units of the Space) and its standardised variance (1: calibrated) at noise levels."""
     rng = torch.Generator().manual_seed(seed)
     states = states.float()
     rows = []
@@ -154,7 +154,7 @@ def denoising_errors(prior: LearnedPrior, states: Tensor, seed: int = 7) -> dict
     return {"columns": ["noise", "rms error", "standardised variance"], "rows": rows, "states": len(states)}
 
 
-def _samples(states: Tensor, offset: float, scale: float, turned: bool) -> Draw:
+def samples(states: Tensor, offset: float, scale: float, turned: bool) -> Draw:
     """Random states in a random orientation, in network coordinates."""
 
     def draw(count: int, rng: torch.Generator) -> Batch:

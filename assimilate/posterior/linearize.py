@@ -30,7 +30,7 @@ def gaussian_noise(likelihood: Likelihood) -> GaussianNoise:
     if not isinstance(likelihood.noise, GaussianNoise):
         raise CapabilityError(
             f"this guidance linearises the observation and needs Gaussian noise; {type(likelihood.noise).__name__} was "
-            "given: DPS and MonteCarlo take any noise"
+            "given: DPS and MonteCarlo take any noise, and Poisson(...).gaussian(y) is its Gaussian approximation"
         )
     return likelihood.noise
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from assimilate.errors import UnknownName, UserError, suggestion
+from assimilate.errors import UnknownName, UserError
 from observations.base import ObservationOperator, SpaceOrShape
 from observations.nonlinear import load_object
 
@@ -25,6 +25,8 @@ OPERATORS: dict[str, str] = {
     "phase-retrieval": "imaging.operators.phase_retrieval:PhaseRetrieval",
     "hdr": "imaging.operators.dynamic_range:HighDynamicRange",
     "quantise": "imaging.operators.quantisation:Quantise",
+    "parallel-beam": "imaging.operators.tomography:ParallelBeam",
+    "fan-beam": "imaging.operators.tomography:FanBeam",
 }
 """Name -> "module:Class" or "module:function"; the first argument is the Space (or event shape) of the image."""
 
@@ -37,9 +39,14 @@ def operator_settings(name: str) -> dict[str, inspect.Parameter]:
 
     Raises:
         UnknownName: the name is not listed; the message holds the nearest one.
-        UserError: "module:Class" cannot be imported.
+        UserError: "module:Class" cannot be imported, or is no class or function.
     """
-    return dict(list(inspect.signature(_factory(name)).parameters.items())[1:])
+    factory = _factory(name)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"operator '{name}' is no class or function whose settings can be read: {error}") from error
+    return dict(list(parameters.items())[1:])
 
 
 def build_operator(name: str, space: SpaceOrShape, **settings: Any) -> ObservationOperator:
@@ -57,14 +64,11 @@ def build_operator(name: str, space: SpaceOrShape, **settings: Any) -> Observati
     """
     factory = _factory(name)
     accepted = operator_settings(name)
-    free = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for key in settings:
-        if key not in accepted and not free:
-            valid = ", ".join(accepted) or "none"
-            near = suggestion(key, accepted)
-            raise UserError(f"operator '{name}' has no setting '{key}'{near if 'mean' in near else ''}; valid: {valid}")
-    needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    missing = [n for n in needed if n not in settings]
+        if key not in accepted:
+            valid = ", ".join(accepted) or "it has none"
+            raise UserError(f"operator '{name}' has no setting '{key}'; valid: {valid}")
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in settings]
     if missing:
         raise UserError(f"operator '{name}' needs '{missing[0]}'; its settings: {', '.join(accepted)}")
     try:

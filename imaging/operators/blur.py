@@ -118,7 +118,7 @@ class Blur(LinearOperator):
 
     @cached_property
     def phase(self) -> Tensor:
-        """h / |h| (1 where h is 0), real and imaginary part in a last dimension."""
+        """The phases h / |h| (1 where h is 0), real and imaginary part in a last dimension."""
         transfer = torch.view_as_complex(self.transfer)  # type: ignore[attr-defined]
         size = transfer.abs()
         return torch.view_as_real(torch.where(size > 0, transfer / size.clamp_min(1e-300), 1.0))

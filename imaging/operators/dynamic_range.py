@@ -3,11 +3,12 @@
     y = clip( c + gain (x - c), low, high ),     c = (low + high) / 2
 
 Published as clip(2 u, -1, 1) for images u in [-1, 1]. For an image x = (u + 1) / 2 in [0, 1] that is
-clip(2 x - 1/2, 0, 1), the default here: contrast is doubled about the middle grey, and both ends saturate. The published
-noise of 0.05 is 0.025 in these units.
+clip(2 x - 1/2, 0, 1), the default here: contrast is doubled about the middle grey, and both ends saturate. The
+published noise of 0.05 is 0.025 in these units.
 
 References:
-    Zhang et al. (2024), Decoupled annealing posterior sampling, https://arxiv.org/abs/2407.01521 (the task and its gain)
+    Zhang et al. (2024), Improving diffusion inverse problem solving with decoupled noise annealing,
+    https://arxiv.org/abs/2407.01521 (the task and its gain)
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ singular values are 1, and `adjoint` puts values back in their place, with 0 els
 References:
     Chung et al. (2023), Diffusion posterior sampling, https://arxiv.org/abs/2209.14687 (random 30 to 70 % missing; a
     box of half the side, 1/16 of it away from the edge)
-    Zhang et al. (2024), Decoupled annealing posterior sampling, https://arxiv.org/abs/2407.01521 (70 % missing)
+    Zhang et al. (2024), Improving diffusion inverse problem solving with decoupled noise annealing,
+    https://arxiv.org/abs/2407.01521 (70 % missing)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def random_inpainting(space: SpaceOrShape, missing: float = 0.7, seed: int = 0) 
     Args:
         space: Space of the image, or `(channel, rows, columns)`.
         missing: share of the pixels that are not seen, 0 <= missing < 1 (default 0.7, as published with DAPS).
-        seed: seed of the places; with one seed fewer missing pixels are part of more.
+        seed: seed of the places; with one seed, what is seen of fewer pixels is part of what is seen of more.
 
     Returns:
         A `Mask`, obs `(channel * seen pixels,)`.
@@ -77,7 +78,7 @@ def box_inpainting(
     for name, given, length, chance in (("top", top, rows, draw[0]), ("left", left, columns, draw[1])):
         last = length - side - edge
         if given is None and (edge < 0 or last < edge):
-            raise ValueError(f"a square of {side} pixels with margin {edge} does not fit into {rows} x {columns} pixels")
+            raise ValueError(f"a square of {side} pixels with margin {edge} does not fit into {rows} x {columns}")
         start = edge + int(chance * (last - edge + 1)) if given is None else given
         if side < 1 or start < 0 or start + side > length:
             raise ValueError(f"size={side}, {name}={start}: the square does not fit into {rows} x {columns} pixels")

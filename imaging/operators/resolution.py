@@ -135,5 +135,3 @@ def cubic_kernel(distance: Tensor, a: float = -0.5) -> Tensor:
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = a * (((d - 5) * d + 8) * d - 4)
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
-
-

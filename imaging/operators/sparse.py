@@ -11,6 +11,7 @@ and `torch.func.vmap` folds its dimension into the rows of the batch.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,63 +24,70 @@ class SparsePair(NamedTuple):
     matrix: Tensor
     transposed: Tensor
 
-    @property
-    def flipped(self) -> SparsePair:
-        """The pair of the transposed matrix."""
-        return SparsePair(self.transposed, self.matrix)
 
-
-def sparse_pair(matrix: Any, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> SparsePair:
-    """A SciPy sparse matrix, placed in torch together with its transpose.
+class SparseMatrix:
+    """A matrix that is built at its first use in a dtype and on a device, and kept there.
 
     Args:
-        matrix: a SciPy sparse matrix or array of any format, `(m, d)`; equal entries are summed.
-        dtype: float32 or float64; the numbers are rounded once, for both.
-        device: where they live.
+        build: makes the SciPy sparse matrix `(m, d)` in float64; the same one at each call. It is called again for
+            another dtype or device, so that no float64 copy need be kept beside a float32 one.
     """
-    rows = matrix.tocsr()
-    rows.sum_duplicates()
-    return SparsePair(_compressed(rows, dtype, device), _compressed(rows.T.tocsr(), dtype, device))
 
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._build = build
+        self._pairs: dict[tuple[torch.device, torch.dtype], SparsePair] = {}
 
-def sparse_product(x: Tensor, pair: SparsePair) -> Tensor:
-    """A x for each row of a batch, `(n, d)` -> `(n, m)`, differentiable.
+    def product(self, x: Tensor) -> Tensor:
+        """A x for each row of a batch, `(n, d)` -> `(n, m)`, differentiable; float32 or float64."""
+        result: Tensor = _Product.apply(x, self, False)  # type: ignore[no-untyped-call]
+        return result
 
-    Args:
-        x: rows to multiply, in the dtype and on the device of the pair.
-        pair: from `sparse_pair`; `pair.flipped` gives A^T x.
-    """
-    result: Tensor = _Product.apply(x, pair)  # type: ignore[no-untyped-call]
-    return result
+    def transposed_product(self, y: Tensor) -> Tensor:
+        """A^T y for each row of a batch, `(n, m)` -> `(n, d)`, differentiable; float32 or float64."""
+        result: Tensor = _Product.apply(y, self, True)  # type: ignore[no-untyped-call]
+        return result
+
+    def placed(self, dtype: torch.dtype, device: torch.device) -> SparsePair:
+        """The matrix and its transpose in a dtype and on a device; the numbers are rounded once, for both."""
+        if (device, dtype) not in self._pairs:
+            rows = self._build().tocsr()
+            pair = SparsePair(_compressed(rows, dtype, device), _compressed(rows.T.tocsr(), dtype, device))
+            self._pairs[device, dtype] = pair
+        return self._pairs[device, dtype]
 
 
 class _Product(torch.autograd.Function):
     """The product, whose derivative is the product with the other matrix."""
 
     @staticmethod
-    def forward(x: Tensor, pair: SparsePair) -> Tensor:
-        return (pair.matrix @ x.mT.contiguous()).mT.contiguous()
+    def forward(x: Tensor, matrix: SparseMatrix, transpose: bool) -> Tensor:
+        # The matrix is looked up here and not outside: here no transform of torch.func wraps what is built and kept.
+        pair = matrix.placed(x.dtype, x.device)
+        return (pair[int(transpose)] @ x.mT.contiguous()).mT.contiguous()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, SparsePair], output: Tensor) -> None:
-        ctx.pair = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SparseMatrix, bool], output: Tensor) -> None:
+        _, ctx.matrix, ctx.transpose = inputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return sparse_product(gradients[0], ctx.pair.flipped), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        matrix: SparseMatrix = ctx.matrix
+        other = matrix.product if ctx.transpose else matrix.transposed_product
+        return other(gradients[0]), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return sparse_product(tangents[0], ctx.pair)
+        matrix: SparseMatrix = ctx.matrix
+        return (matrix.transposed_product if ctx.transpose else matrix.product)(tangents[0])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, pair: SparsePair) -> tuple[Tensor, int]:
-        assert in_dims[0] is not None
+    def vmap(info: Any, in_dims: Any, x: Tensor, matrix: SparseMatrix, transpose: bool) -> tuple[Tensor, int]:
         rows = x.movedim(in_dims[0], 0)
-        return sparse_product(rows.flatten(0, 1), pair).unflatten(0, rows.shape[:2]), 0
+        product = matrix.transposed_product if transpose else matrix.product
+        return product(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]), 0
 
 
-def _compressed(rows: Any, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def _compressed(rows: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     index = torch.int32 if max(rows.nnz, *rows.shape) < 2**31 else torch.int64
     with warnings.catch_warnings():
         # Torch calls all compressed layouts a beta feature, once a process; the product is what is used, and is tested.

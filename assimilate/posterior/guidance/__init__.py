@@ -7,5 +7,6 @@ from assimilate.posterior.guidance.monte_carlo import MonteCarlo
 from assimilate.posterior.guidance.pigdm import PiGDM
 from assimilate.posterior.guidance.sda import SDA
 from assimilate.posterior.guidance.tmpd import TMPD
+from assimilate.posterior.guidance.zero_order import ZeroOrder
 
-__all__ = ["DPS", "MMPS", "SDA", "TMPD", "JacobianFree", "MonteCarlo", "PiGDM"]
+__all__ = ["DPS", "MMPS", "SDA", "TMPD", "JacobianFree", "MonteCarlo", "PiGDM", "ZeroOrder"]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,18 +63,16 @@ def filtered_back_projection(operator: ParallelBeam | FanBeam, y: Tensor, window
         raise SpaceMismatch(f"a sinogram of {operator!r} has shape (*b, *{operator.obs_shape}); given {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):
         raise ValueError("the sinogram has values that are not finite; fill missing detector cells first")
-    cells = operator.positions_on_detector.to(y.device)
-    weight = redundancy(operator).to(y.device)
+    weight, start, spacing = redundancy(operator), float(operator.cells[0]), operator.pitch
     if isinstance(operator, FanBeam):
         # The formula is written for the virtual detector through the centre.
-        cells = cells / operator.magnification
-        weight = weight * operator.opening.cos().to(y.device)
-    spacing = operator.spacing / (operator.magnification if isinstance(operator, FanBeam) else 1)  # type: ignore[operator]
+        start, spacing = start / operator.magnification, spacing / operator.magnification
+        weight = weight * np.cos(operator.opening)
     step = math.radians(abs(operator.arc)) / operator.views
-    filtered = ramp_filter(y * weight.to(y), spacing, window) * step
+    filtered = ramp_filter(y * torch.from_numpy(weight).to(y), spacing, window) * step
     # Cells first and images last, so that a view reads whole rows of memory.
     views = filtered.reshape(-1, *filtered.shape[-2:]).permute(1, 2, 0).contiguous()
-    smeared = _smear(views, operator, float(cells[0]), spacing)
+    smeared = _smear(views, operator, start, spacing)
     grid = operator.grid
     return smeared.mT.reshape(*y.shape[:-2], grid.rows, grid.columns)
 
@@ -104,7 +103,7 @@ def ramp_filter(y: Tensor, spacing: float, window: Window = "ramp") -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(y, padded) * response.to(y), padded)[..., :count]
 
 
-def redundancy(operator: ParallelBeam | FanBeam) -> Tensor:
+def redundancy(operator: ParallelBeam | FanBeam) -> np.ndarray:
     """Weights of the rays, float64 `(views, detectors)`; those of one line, seen from both sides, add up to 1.
 
     The ray (beta, gamma) is the line of (beta + 180 degrees + 2 gamma, -gamma). With c smooth on the arc and 0 outside,
@@ -112,35 +111,33 @@ def redundancy(operator: ParallelBeam | FanBeam) -> Tensor:
     """
     arc = abs(operator.arc)
     if arc == 360:
-        return torch.full((operator.views, operator.detectors), 0.5, dtype=torch.float64)
+        return np.full(operator.obs_shape[1:], 0.5)
     turn = math.copysign(1.0, operator.arc)
-    gamma = torch.zeros(operator.detectors, dtype=torch.float64)
-    if isinstance(operator, FanBeam):
-        gamma = torch.rad2deg(operator.opening)
+    gamma = np.rad2deg(operator.opening) if isinstance(operator, FanBeam) else np.zeros_like(operator.cells)
     # A view stands for the part of the arc around it; taken at its middle, no weight is 0 / 0.
-    place = (torch.arange(operator.views, dtype=torch.float64)[:, None] + 0.5) * arc / operator.views
+    place = (np.arange(operator.views)[:, None] + 0.5) * arc / operator.views
     own = _feather(place, arc)
     other = _feather((place + turn * (180 + 2 * gamma)) % 360, arc)
     return own / (own + other)
 
 
-def _feather(place: Tensor, arc: float) -> Tensor:
+def _feather(place: np.ndarray, arc: float) -> np.ndarray:
     """1 within the arc, falling smoothly to 0 at its ends, 0 outside; degrees."""
-    inside = torch.minimum(place, arc - place) / min(_FEATHER, arc / 2)
-    return torch.sin(0.5 * math.pi * inside.clamp(0.0, 1.0)) ** 2
+    inside = np.minimum(place, arc - place) / min(_FEATHER, arc / 2)
+    return np.sin(0.5 * np.pi * inside.clip(0.0, 1.0)) ** 2
 
 
 def _smear(views: Tensor, operator: ParallelBeam | FanBeam, start: float, spacing: float) -> Tensor:
     """Sum of the filtered views at the pixels, `(views, detectors, n)` -> `(pixels, n)`."""
     grid: PixelGrid = operator.grid
-    x, y = grid.centres(device=views.device)
+    x, y = (torch.from_numpy(line).to(views.device) for line in grid.centres())
     total = torch.zeros(x.numel(), views.shape[-1], dtype=views.dtype, device=views.device)
     last = views.shape[1] - 1
     for view, angle in zip(views, operator.angles.tolist(), strict=True):
         across = x * math.cos(angle) + y * math.sin(angle)
         nearness = torch.ones_like(across)
         if isinstance(operator, FanBeam):
-            distance = 1 + (x * math.sin(angle) - y * math.cos(angle)) / operator.source_radius
+            distance = 1 + (x * math.sin(angle) - y * math.cos(angle)) / operator.distances[0]
             across, nearness = across / distance, 1 / distance**2
         place = (across - start) / spacing
         low = place.floor()

@@ -12,17 +12,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from imaging.operators.tomography.geometry import (
     Lines,
     PixelSize,
-    detector_positions,
+    detector_cells,
     pixel_grid,
     view_angles,
 )
-from imaging.operators.tomography.line_integrals import LineIntegrals, enough_cells
+from imaging.operators.tomography.line_integrals import LineIntegrals
 from observations.base import SpaceOrShape, space_name
 
 
@@ -59,7 +58,7 @@ class FanBeam(LineIntegrals):
 
     space: SpaceOrShape
     views: int = 20
-    detectors: int | None = None  # type: ignore[assignment]
+    detectors: int | None = None
     spacing: float | None = None
     arc: float = 360.0
     first: float = 0.0
@@ -72,55 +71,54 @@ class FanBeam(LineIntegrals):
         """Work out the defaults; check the settings."""
         grid = pixel_grid(self.space, self.pixel_size)
         object.__setattr__(self, "grid", grid)
-        source = max(grid.sides) if self.source_radius is None else float(self.source_radius)
+        source, detector = self.distances
         if not grid.diagonal / 2 < source < math.inf:
             raise ValueError(
                 f"source_radius={source:g}; the source must stand outside the circle around the image, whose radius is "
                 f"{grid.diagonal / 2:g} (in the unit of the pixel size)"
             )
-        detector = source if self.detector_radius is None else float(self.detector_radius)
         if not 0 <= detector < math.inf:
             raise ValueError(f"detector_radius={detector:g}; expected a distance of 0 or more")
-        object.__setattr__(self, "source_radius", source)
-        object.__setattr__(self, "detector_radius", detector)
-        if self.spacing is None:
-            object.__setattr__(self, "spacing", min(grid.height, grid.width) * self.magnification)
-        if self.detectors is None:
-            half = (source + detector) * math.tan(math.asin(grid.diagonal / 2 / source))
-            object.__setattr__(self, "detectors", enough_cells(2 * half, self.spacing))  # type: ignore[arg-type]
+        pitch = min(grid.height, grid.width) * self.magnification if self.spacing is None else float(self.spacing)
+        half = (source + detector) * math.tan(math.asin(grid.diagonal / 2 / source))
+        cells = detector_cells(2 * half, self.detectors, pitch)
+        resolved = {"detectors": cells.size, "spacing": pitch, "cells": cells, "pitch": pitch}
+        for name, value in {**resolved, "source_radius": source, "detector_radius": detector}.items():
+            object.__setattr__(self, name, value)
         self.lines()
         self.check_decompose()
 
     @property
-    def magnification(self) -> float:
-        """Size on the detector of a length 1 at the centre, (D + E) / D."""
-        return 1 + self.detector_radius / self.source_radius  # type: ignore[operator]
+    def distances(self) -> tuple[float, float]:
+        """Distances (D, E) of the source and of the detector from the centre."""
+        source = max(self.grid.sides) if self.source_radius is None else float(self.source_radius)
+        return source, source if self.detector_radius is None else float(self.detector_radius)
 
     @property
-    def angles(self) -> Tensor:
+    def magnification(self) -> float:
+        """Size on the detector of a length 1 at the centre, (D + E) / D."""
+        return sum(self.distances) / self.distances[0]
+
+    @property
+    def angles(self) -> np.ndarray:
         """Angles beta of the views in radians, float64 `(views,)`."""
         return view_angles(self.views, self.arc, self.first)
 
     @property
-    def positions_on_detector(self) -> Tensor:
-        """Places u of the detector cells, float64 `(detectors,)`."""
-        return detector_positions(self.detectors, self.spacing)  # type: ignore[arg-type]
-
-    @property
-    def opening(self) -> Tensor:
+    def opening(self) -> np.ndarray:
         """Angle gamma between each cell's ray and the central one in radians, float64 `(detectors,)`."""
-        return torch.atan(self.positions_on_detector / (self.source_radius + self.detector_radius))  # type: ignore[operator]
+        return np.arctan(self.cells / sum(self.distances))
 
     def lines(self) -> Lines:
         """The measured lines, `(views, detectors)`."""
         gamma = self.opening
-        offset = (self.source_radius * gamma.sin()).expand(self.views, -1)  # type: ignore[operator]
-        return Lines(self.angles[:, None] + gamma, offset)
+        theta, offset = np.broadcast_arrays(self.angles[:, None] + gamma, self.distances[0] * np.sin(gamma))
+        return Lines(theta, offset)
 
     def __repr__(self) -> str:
         return (
             f"FanBeam({space_name(self.space)}, views={self.views}, detectors={self.detectors}, "
-            f"spacing={self.spacing:.6g}, arc={self.arc:g}, first={self.first:g}, "
-            f"source_radius={self.source_radius:g}, detector_radius={self.detector_radius:g}, "
-            f"pixel_size=({self.grid.height:.6g}, {self.grid.width:.6g}))"
+            f"spacing={self.pitch}, arc={self.arc}, first={self.first}, source_radius={self.source_radius}, "
+            f"detector_radius={self.detector_radius}, pixel_size=({self.grid.height}, {self.grid.width}), "
+            f"decompose={self.decompose})"
         )

@@ -6,7 +6,7 @@ the origin,
 
     x cos(theta) + y sin(theta) = t
 
-which is the usual convention of the Radon transform. Angles are in degrees in settings and in radians in tensors.
+which is the usual convention of the Radon transform. Angles are in degrees in settings and in radians in arrays.
 Lengths are in the unit of the pixel size.
 """
 
@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dynamics.space import Space
+from imaging.operators.images import image_shape
 from observations.base import SpaceOrShape
 
 PixelSize = float | tuple[float, float]
@@ -30,8 +29,8 @@ PixelSize = float | tuple[float, float]
 class Lines(NamedTuple):
     """Straight lines: the angle of the normal in radians and the signed distance from the origin, float64."""
 
-    theta: Tensor
-    offset: Tensor
+    theta: np.ndarray
+    offset: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,21 @@ class PixelGrid:
         return self.rows * self.height, self.columns * self.width
 
     @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places x of the columns and y of the rows, float64."""
+        x = (np.arange(self.columns) - (self.columns - 1) / 2) * self.width
+        y = ((self.rows - 1) / 2 - np.arange(self.rows)) * self.height
+        return x, y
+
+    @property
     def diagonal(self) -> float:
         """Diameter of the circle around the image."""
         return math.hypot(*self.sides)
 
-    def centres(self, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """x and y of the pixels' centres, C order, float64 `(rows * columns,)` each."""
-        y = ((self.rows - 1) / 2 - torch.arange(self.rows, dtype=torch.float64, device=device)) * self.height
-        x = (torch.arange(self.columns, dtype=torch.float64, device=device) - (self.columns - 1) / 2) * self.width
-        return x.repeat(self.rows), y.repeat_interleave(self.columns)
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places (x, y) of the pixels' centres, C order, float64 `(rows * columns,)` each."""
+        x, y = self.axes
+        return np.tile(x, self.rows), np.repeat(y, self.columns)
 
 
 def pixel_grid(space: SpaceOrShape, pixel_size: PixelSize | None = None) -> PixelGrid:
@@ -77,12 +82,10 @@ def pixel_grid(space: SpaceOrShape, pixel_size: PixelSize | None = None) -> Pixe
             the square [-1, 1]^2 on which phantoms are drawn.
 
     Raises:
-        ValueError: an event that is no image, coordinates that are not evenly spaced, or a size that is not positive.
+        ValueError: an event that is no image or has no-data cells, coordinates that are not evenly spaced, or a size
+            that is not positive.
     """
-    event = space.event_shape if isinstance(space, Space) else tuple(space)
-    if len(event) != 3:
-        raise ValueError(f"tomography needs images (channel, rows, columns); given the event shape {event}")
-    rows, columns = event[1:]
+    _, rows, columns = image_shape(space)
     if pixel_size is None:
         height, width = _spacing(space) or (2.0 / max(rows, columns),) * 2
     else:
@@ -92,7 +95,7 @@ def pixel_grid(space: SpaceOrShape, pixel_size: PixelSize | None = None) -> Pixe
     return PixelGrid(rows, columns, float(height), float(width))
 
 
-def view_angles(views: int, arc: float, first: float) -> Tensor:
+def view_angles(views: int, arc: float, first: float) -> np.ndarray:
     """Angles of evenly spaced views in radians, first + arc v / views, float64 `(views,)`.
 
     Args:
@@ -107,18 +110,26 @@ def view_angles(views: int, arc: float, first: float) -> Tensor:
         raise ValueError(f"views={views}; expected at least 1")
     if not (0 < abs(arc) <= 360 and math.isfinite(first)):
         raise ValueError(f"arc={arc}, first={first}; expected an arc from -360 to 360 degrees, not 0")
-    return torch.deg2rad(first + arc * torch.arange(views, dtype=torch.float64) / views)
+    return np.deg2rad(first + arc * np.arange(views) / views)
 
 
-def detector_positions(detectors: int, spacing: float) -> Tensor:
+def detector_cells(extent: float, detectors: int | None, spacing: float) -> np.ndarray:
     """Places of the cells of a detector, centred on 0, float64 `(detectors,)`.
+
+    Args:
+        extent: length to cover where no number is given.
+        detectors: number of cells, or None for as many as cover the extent.
+        spacing: distance between them.
 
     Raises:
         ValueError: no cell, or a spacing that is not positive.
     """
-    if detectors < 1 or not 0 < spacing < math.inf:
+    if not 0 < spacing < math.inf or (detectors is not None and detectors < 1):
         raise ValueError(f"detectors={detectors}, spacing={spacing}; expected at least 1 cell and a positive spacing")
-    return (torch.arange(detectors, dtype=torch.float64) - (detectors - 1) / 2) * spacing
+    if detectors is None:
+        # A hair too much from round-off adds no cell.
+        detectors = max(1, math.ceil(extent / spacing - 1e-9))
+    return (np.arange(detectors) - (detectors - 1) / 2) * spacing
 
 
 def _spacing(space: SpaceOrShape) -> tuple[float, float] | None:

@@ -33,7 +33,7 @@ def joseph_matrix(lines: Lines, grid: PixelGrid) -> Any:
     """
     from scipy import sparse
 
-    theta, offset = lines.theta.reshape(-1).numpy(), lines.offset.reshape(-1).numpy()
+    theta, offset = lines.theta.reshape(-1), lines.offset.reshape(-1)
     count = max(1, _CHUNK // max(grid.rows, grid.columns))
     parts = [_rows(theta[k : k + count], offset[k : k + count], grid) for k in range(0, theta.size, count)]
     return sparse.vstack(parts, format="csr")
@@ -46,9 +46,7 @@ def _rows(theta: np.ndarray, offset: np.ndarray, grid: PixelGrid) -> Any:
     cosine, sine = np.cos(theta), np.sin(theta)
     # A line runs along (-sin, cos). In units of pixels it is closer to the x axis when this holds.
     level = np.abs(sine) * grid.height >= np.abs(cosine) * grid.width
-    x = (np.arange(grid.columns) - (grid.columns - 1) / 2) * grid.width
-    y = ((grid.rows - 1) / 2 - np.arange(grid.rows)) * grid.height
-
+    x, y = grid.axes
     flat, steep = np.flatnonzero(level), np.flatnonzero(~level)
     height = (offset[flat, None] - x * cosine[flat, None]) / sine[flat, None]
     across = (grid.rows - 1) / 2 - height / grid.height

@@ -8,15 +8,15 @@ size in mm), so the sinogram has no unit. Channels are scanned each alone.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynamics.space import SpaceMismatch
-from imaging.operators.sparse import SparsePair, sparse_pair, sparse_product
+from imaging.operators.sparse import SparseMatrix
 from imaging.operators.tomography.geometry import Lines, PixelGrid
 from imaging.operators.tomography.joseph import joseph_matrix
 from observations.base import SVD, LinearOperator
@@ -28,22 +28,25 @@ _CUTOFF = 1e-6
 
 
 class LineIntegrals(LinearOperator):
-    """Line integrals along the lines of a geometry, `(*b, channel, rows, columns)` -> `(*b, channel, views, detectors)`.
+    """Line integrals of images `(*b, channel, rows, columns)`, as sinograms `(*b, channel, views, detectors)`.
 
     The matrix of Joseph's method is built in float64 at the first use of a dtype and device and kept there with its
-    transpose, so the adjoint is exact.
+    transpose, so the adjoint is exact. In float32 both take 16 bytes for each pixel that a ray reads: 113 MB for 60
+    parallel views of 256 x 256 pixels.
 
     Attributes:
         views: number of views.
-        detectors: number of detector cells.
         decompose: whether `svd` may decompose the matrix.
         grid: the pixels.
+        cells: places of the detector cells, float64 `(detectors,)`, in the unit of the pixel size.
+        pitch: distance between them.
     """
 
     views: int
-    detectors: int
     decompose: bool
     grid: PixelGrid
+    cells: np.ndarray
+    pitch: float
 
     @abstractmethod
     def lines(self) -> Lines:
@@ -52,12 +55,13 @@ class LineIntegrals(LinearOperator):
     @cached_property
     def obs_shape(self) -> tuple[int, ...]:
         """Shape of a sinogram, `(channel, views, detectors)`."""
-        return (self.event_shape[0], self.views, self.detectors)
+        return (self.event_shape[0], self.views, self.cells.size)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sinogram of an image."""
-        product = sparse_product(x.reshape(-1, self.grid.rows * self.grid.columns), self._pair(x))
-        return product.reshape(*x.shape[:-2], self.views, self.detectors)
+        self._check_dtype(x)
+        product = self._matrix.product(x.reshape(-1, self.grid.rows * self.grid.columns))
+        return product.reshape(*x.shape[:-2], *self.obs_shape[1:])
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The unfiltered back-projection A^T y, `(*b, channel, views, detectors)` -> `(*b, channel, rows, columns)`."""
@@ -65,7 +69,8 @@ class LineIntegrals(LinearOperator):
             raise SpaceMismatch(
                 f"the adjoint of {self!r} was given shape {tuple(y.shape)}; expected (*b, *{self.obs_shape})"
             )
-        product = sparse_product(y.reshape(-1, self.views * self.detectors), self._pair(y).flipped)
+        self._check_dtype(y)
+        product = self._matrix.transposed_product(y.reshape(-1, self.views * self.cells.size))
         return product.reshape(*y.shape[:-2], self.grid.rows, self.grid.columns)
 
     def svd(self) -> SVD | None:
@@ -89,7 +94,7 @@ class LineIntegrals(LinearOperator):
 
         def expand_observed(c: Tensor) -> Tensor:
             rows = c.unflatten(-1, (-1, rank)) @ self.on("left", c).mT
-            return rows.unflatten(-1, (self.views, self.detectors))
+            return rows.unflatten(-1, self.obs_shape[1:])
 
         singular = self.singular.repeat(self.event_shape[0])
         return SVD(singular, project, expand, project_observed, expand_observed)
@@ -115,7 +120,7 @@ class LineIntegrals(LinearOperator):
         Raises:
             ValueError: it is not.
         """
-        size = self.views * self.detectors * self.grid.rows * self.grid.columns
+        size = self.views * self.cells.size * self.grid.rows * self.grid.columns
         if self.decompose and size > _DENSE:
             raise ValueError(
                 f"decompose=True needs a dense matrix of {size} entries, above the limit of {_DENSE}; "
@@ -124,26 +129,19 @@ class LineIntegrals(LinearOperator):
 
     @cached_property
     def _decomposition(self) -> tuple[Tensor, Tensor, Tensor]:
-        matrix = torch.from_numpy(joseph_matrix(self.lines(), self.grid).toarray())
-        # The smaller side first: the factorisation works on the tall matrix.
-        right, singular, left = torch.linalg.svd(matrix.mT, full_matrices=False)
+        matrix = joseph_matrix(self.lines(), self.grid)
+        # Rays that miss the image only make the factorisation larger. It is faster on a tall matrix than on a wide one.
+        hit = np.unique(matrix.nonzero()[0])
+        v, singular, u = torch.linalg.svd(torch.from_numpy(matrix[hit].toarray()).mT, full_matrices=False)
         kept = int((singular > _CUTOFF * singular[0]).sum())
-        return left.mT[:, :kept].contiguous(), singular[:kept], right[:, :kept].contiguous()
+        left = torch.zeros(matrix.shape[0], kept, dtype=torch.float64)
+        left[torch.from_numpy(hit)] = u[:kept].mT
+        return left, singular[:kept].clone(), v[:, :kept].contiguous()
 
-    def _pair(self, like: Tensor) -> SparsePair:
-        if like.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{self!r} was given {like.dtype}; expected float32 or float64 (complex: its two parts)")
-        key = (like.device, like.dtype)
-        if key not in self._pairs:
-            matrix = joseph_matrix(self.lines(), self.grid)
-            self._pairs[key] = sparse_pair(matrix, dtype=like.dtype, device=like.device)
-        return self._pairs[key]
+    def _check_dtype(self, value: Tensor) -> None:
+        if value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{self!r} was given {value.dtype}; expected float32 or float64 (complex: its two parts)")
 
     @cached_property
-    def _pairs(self) -> dict[tuple[torch.device, torch.dtype], SparsePair]:
-        return {}
-
-
-def enough_cells(extent: float, spacing: float) -> int:
-    """How many detector cells cover an extent; a hair too much from round-off adds no cell."""
-    return max(1, math.ceil(extent / spacing - 1e-9))
+    def _matrix(self) -> SparseMatrix:
+        return SparseMatrix(lambda: joseph_matrix(self.lines(), self.grid))

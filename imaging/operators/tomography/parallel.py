@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from imaging.operators.tomography.geometry import (
     Lines,
     PixelSize,
-    detector_positions,
+    detector_cells,
     pixel_grid,
     view_angles,
 )
-from imaging.operators.tomography.line_integrals import LineIntegrals, enough_cells
+from imaging.operators.tomography.line_integrals import LineIntegrals
 from observations.base import SpaceOrShape, space_name
 
 
@@ -37,7 +36,7 @@ class ParallelBeam(LineIntegrals):
         pixel_size: side of a pixel, or (height, width); default: by the Space's coordinates, else the longer side of
             the image is 2. The image is an attenuation per this unit of length.
         decompose: whether `svd` gives the numeric decomposition of the dense matrix (20 views of 64 x 64 pixels take
-            some seconds once).
+            about 4 s once, on one core).
 
     Raises:
         ValueError: an event that is no image, a number or length that is not positive, an arc of 0 or above 360, or
@@ -51,7 +50,7 @@ class ParallelBeam(LineIntegrals):
 
     space: SpaceOrShape
     views: int = 20
-    detectors: int | None = None  # type: ignore[assignment]
+    detectors: int | None = None
     spacing: float | None = None
     arc: float = 180.0
     first: float = 0.0
@@ -62,31 +61,27 @@ class ParallelBeam(LineIntegrals):
         """Work out the defaults; check the settings."""
         grid = pixel_grid(self.space, self.pixel_size)
         object.__setattr__(self, "grid", grid)
-        if self.spacing is None:
-            object.__setattr__(self, "spacing", min(grid.height, grid.width))
-        if self.detectors is None:
-            object.__setattr__(self, "detectors", enough_cells(grid.diagonal, self.spacing))  # type: ignore[arg-type]
+        pitch = min(grid.height, grid.width) if self.spacing is None else float(self.spacing)
+        cells = detector_cells(grid.diagonal, self.detectors, pitch)
+        resolved = {"detectors": cells.size, "spacing": pitch, "cells": cells, "pitch": pitch}
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
         self.lines()
         self.check_decompose()
 
     @property
-    def angles(self) -> Tensor:
+    def angles(self) -> np.ndarray:
         """Angles of the views in radians, float64 `(views,)`."""
         return view_angles(self.views, self.arc, self.first)
 
-    @property
-    def positions_on_detector(self) -> Tensor:
-        """Places of the detector cells, float64 `(detectors,)`."""
-        return detector_positions(self.detectors, self.spacing)  # type: ignore[arg-type]
-
     def lines(self) -> Lines:
         """The measured lines, `(views, detectors)`."""
-        theta, offset = torch.broadcast_tensors(self.angles[:, None], self.positions_on_detector)
+        theta, offset = np.broadcast_arrays(self.angles[:, None], self.cells)
         return Lines(theta, offset)
 
     def __repr__(self) -> str:
         return (
             f"ParallelBeam({space_name(self.space)}, views={self.views}, detectors={self.detectors}, "
-            f"spacing={self.spacing:.6g}, arc={self.arc:g}, first={self.first:g}, "
-            f"pixel_size=({self.grid.height:.6g}, {self.grid.width:.6g}))"
+            f"spacing={self.pitch}, arc={self.arc}, first={self.first}, "
+            f"pixel_size=({self.grid.height}, {self.grid.width}), decompose={self.decompose})"
         )

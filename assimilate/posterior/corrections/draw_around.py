@@ -1,0 +1,71 @@
+r"""Draws of `p(y | x) N(x; c, V)`: exact where the observation is linear and Gaussian, by Langevin steps otherwise.
+
+The data half of every split Gibbs sampler (PnP-DM) and of decoupled annealing (DAPS).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from assimilate.posterior.corrections.isotropic import isotropic_update
+from assimilate.posterior.corrections.langevin import langevin
+from dynamics.errors import CapabilityError
+from dynamics.random import Rng
+from observations.base import LinearOperator
+from observations.likelihood import Likelihood
+from observations.noise import GaussianNoise
+
+Inner = Literal["auto", "exact", "langevin"]
+
+
+@dataclass(frozen=True)
+class DrawAround:
+    """How a clean state is drawn around a centre.
+
+    Args:
+        kind: "exact" (linear operators with Gaussian noise; an error for others), "langevin" (any), or "auto": exact
+            where it can be.
+        steps: Langevin steps.
+        step: their length, see `langevin`.
+        iterations: most conjugate-gradient iterations of the exact draw.
+    """
+
+    kind: Inner = "auto"
+    steps: int = 100
+    step: float = 0.1
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.kind not in ("auto", "exact", "langevin"):
+            raise ValueError(f"inner is {self.kind!r}; expected 'auto', 'exact' or 'langevin'")
+        if self.steps < 1 or not 0 < self.step < 2:
+            raise ValueError(f"steps {self.steps}, step {self.step}: expected at least one step of length below 2")
+
+    def __call__(self, centre: Tensor, variance: Tensor, likelihood: Likelihood, y: Tensor, rng: Rng) -> Tensor:
+        """One draw a row, `(*b, *event)`.
+
+        Args:
+            centre: c, `(*b, *event)`.
+            variance: the diagonal of V, broadcastable against the centre.
+            likelihood: operator and noise.
+            y: observed values; NaN = not observed.
+            rng: random numbers.
+
+        Raises:
+            CapabilityError: an exact draw was asked of a likelihood that has none.
+        """
+        closed = isinstance(likelihood.operator, LinearOperator) and isinstance(likelihood.noise, GaussianNoise)
+        if self.kind == "langevin" or (self.kind == "auto" and not closed):
+            return langevin(centre, variance, likelihood, y, steps=self.steps, step=self.step, rng=rng)
+        if not closed:
+            raise CapabilityError(
+                f"an exact draw needs a linear operator and Gaussian noise; {likelihood.operator!r} with "
+                f"{likelihood.noise!r} was given: use inner='langevin'"
+            )
+        shift, covariance = isotropic_update(centre, variance, likelihood, y, iterations=self.iterations)
+        shape = tuple(centre.shape)
+        return centre + shift + covariance.draw(rng, shape, dtype=centre.dtype, device=centre.device)
