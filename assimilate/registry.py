@@ -31,7 +31,12 @@ OPERATORS = {
     "Arctan": "observations.nonlinear:Arctan",
     "Function": "observations.nonlinear:Function",
 }
-NOISES = {"GaussianNoise": "observations.noise:GaussianNoise"}
+NOISES = {
+    "GaussianNoise": "observations.noise:GaussianNoise",
+    "Laplace": "observations.heavy_tails:Laplace",
+    "Poisson": "observations.poisson:Poisson",
+    "StudentT": "observations.heavy_tails:StudentT",
+}
 METHODS = {
     "FlowDAS": "assimilate.filters.flowdas:FlowDAS",
     "SDA": "assimilate.smoothers.sda:SDA",

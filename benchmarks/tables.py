@@ -1,19 +1,23 @@
-"""The README's table of results, from the score files in `benchmarks/results` and from nothing else.
+"""The README's tables of results, from the files in `benchmarks/results` and from nothing else.
 
-    python -m benchmarks.tables             print the table
-    python -m benchmarks.tables --write     put it into README.md between its markers
+    python -m benchmarks.tables             print the tables
+    python -m benchmarks.tables --write     put them into README.md between their markers
 
-A score file is the `scores.json` of one run: a list of rows with method, score, value and units.
+A score file is the `scores.json` of one run: a list of rows with method, score, value and units. `scorecard.json` is
+what `assimilate scorecard` writes. A table whose markers the README does not have is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-MARKERS = ("<!-- results -->", "<!-- end of results -->")
+DIVERGED = 100.0
+"""A statistic of the scorecard beyond which a solver diverged."""
 SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "florence-10": ("`florence-draws`, 10 % of the cells", ("rmse", "crps", "spread_skill")),
     "florence-3": ("the same, 3 %", ("rmse", "crps", "spread_skill")),
@@ -52,22 +56,72 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
+def scorecard() -> str:
+    """The scorecard as Markdown: a row for each solver, a column for each problem.
+
+    A cell holds the mean error, the variance ratio and, where the posterior has modes, the distance of their weights;
+    for methods that give one answer the mean error alone. "-" = needs something that the problem has not.
+    """
+    from benchmarks.scorecard.problems import PROBLEMS
+    from benchmarks.scorecard.recipes import names
+    from benchmarks.scorecard.run import read
+
+    rows = {(r["solver"], r["problem"]): r for r in read(RESULTS / "scorecard.json")}
+    shown = [*names(), *dict.fromkeys(s for s, _ in rows if s not in names())]
+    lines = [
+        f"| Solver | Class | {' | '.join(PROBLEMS)} | Calls | CPU s |",
+        "|---|---|" + "---|" * len(PROBLEMS) + "---:|---:|",
+    ]
+    for name in shown:
+        own = [rows[name, p] for p in PROBLEMS if (name, p) in rows]
+        measured = [r for r in own if r["status"] == "measured"]
+        if not measured:
+            continue
+        calls = max((r["evaluations"] for r in measured if r["evaluations"] is not None), default=None)
+        # The last problem is the largest: its time is what a user will see.
+        seconds = f"{measured[-1]['seconds']:.2g}" if measured[-1]["seconds"] < 10 else f"{measured[-1]['seconds']:.0f}"
+        cells = " | ".join(_card(rows.get((name, p))) for p in PROBLEMS)
+        count = "" if calls is None else str(calls)
+        lines.append(f"| `{name}` | {measured[0]['exactness']} | {cells} | {count} | {seconds} |")
+    return "\n".join(lines)
+
+
+def _card(row: dict[str, Any] | None) -> str:
+    """One cell of the scorecard."""
+    if row is None or row["status"] == "skipped":
+        return "-"
+    if row["status"] == "failed":
+        return "failed"
+    values = [row[key] for key in ("mean", "trace", "modes") if key in row]
+    if any(v is None or v > DIVERGED for v in values):
+        return "diverges"
+    return " / ".join(f"{v:.2f}" for v in values)
+
+
+TABLES: dict[str, Callable[[], str]] = {"results": table, "scorecard": scorecard}
+"""Name of the markers `<!-- NAME -->` and `<!-- end of NAME -->` -> what stands between them."""
+
+
 def written(readme: str) -> str:
-    """The README with the table between its markers."""
-    before, rest = readme.split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
-    return f"{before}{MARKERS[0]}\n{table()}\n{MARKERS[1]}{after}"
+    """The README with each table between its markers."""
+    for name, make in TABLES.items():
+        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if first in readme:
+            before, rest = readme.split(first)
+            _, after = rest.split(last)
+            readme = f"{before}{first}\n{make()}\n{last}{after}"
+    return readme
 
 
 def main() -> None:
-    """Print or write the table."""
+    """Print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     if parser.parse_args().write:
         readme = Path(__file__).parent.parent / "README.md"
         readme.write_text(written(readme.read_text()))
     else:
-        print(table())
+        print("\n\n".join(make() for make in TABLES.values()))
 
 
 if __name__ == "__main__":

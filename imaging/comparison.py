@@ -8,7 +8,6 @@ iterate but the last is looked at.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -35,9 +34,10 @@ from imaging.operators import build_operator
 from imaging.phantoms import volume
 from imaging.pictures import Pictures
 from imaging.priors import load_prior
+from imaging.slices import PerSlice, SlicedPrior
 from imaging.solvers import solver_class
 from imaging.solvers.base import Solution, Solver, Task
-from imaging.volumes import PerSlice, SlicedPrior
+from imaging.tuning import tune
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
 
@@ -101,7 +101,8 @@ class Comparison:
         settings = {k: v for k, v in card.operator.spec().items() if k != "type"}
         shape = tuple(truth.shape[1:])
         if images.source == "phantom-volume" and not validation:
-            operator: Any = PerSlice(build_operator(card.operator.type, (1, *shape[1:]), **settings), shape[0])
+            one: Any = build_operator(card.operator.type, (1, *shape[1:]), **settings)
+            operator: Any = PerSlice(one, shape[0])
         else:
             operator = build_operator(card.operator.type, shape, **settings)
         noise = registry.build("noise", card.noise.spec(), "noise") if isinstance(card.noise, Component) else None
@@ -143,7 +144,7 @@ def compare(
     outcome = Outcome()
     for entry, solver, told in solvers:
         label = entry.title
-        task = comparison.task(_on(load_prior(entry.prior or card.prior), device))
+        task = comparison.task(load_prior(entry.prior or str(card.prior), device=device))
         try:
             begin = time.perf_counter()
             solution = solver(task, rng=Streams(card.seed, len(comparison.truth), entry.samples))
@@ -235,18 +236,14 @@ def _tuned(entry: SolverEntry, card: ImagingCard, device: torch.device | str) ->
     if not entry.tune:
         return _made(make, settings, entry), ""
     comparison = Comparison.of(card, device, validation=True)
-    task = comparison.task(_on(load_prior(entry.prior or card.prior), device))
-    best, least, told = None, math.inf, ""
-    for values in itertools.product(*entry.tune.values()):
-        candidate = dict(zip(entry.tune, values, strict=True))
-        solver = _made(make, settings | candidate, entry)
-        solution = solver(task, rng=Streams(card.seed + 1, len(comparison.truth), entry.samples))
-        error = float((solution.samples.mean(1) - comparison.truth).square().mean())
-        if error < least:
-            best, least = solver, error
-            told = ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in candidate.items())
-    assert best is not None
-    return best, f"{best!r}; chosen on {len(comparison.truth)} validation pictures: {told}"
+    task = comparison.task(load_prior(entry.prior or str(card.prior), device=device))
+    tuned = tune(
+        lambda **candidate: _made(make, settings | candidate, entry),
+        entry.tune, [task], [comparison.truth], seed=card.seed + 1, samples=entry.samples,
+    )  # fmt: skip
+    edge = tuned.table.attrs.get("at_edge")
+    told = f"{tuned.solver!r}; chosen on {len(comparison.truth)} validation pictures"
+    return tuned.solver, told + (f", {edge} at the edge of what was tried" if edge else "")
 
 
 def _made(make: Any, settings: dict[str, Any], entry: SolverEntry) -> Solver:
@@ -263,10 +260,6 @@ def _picked(solution: Solution, entry: SolverEntry, task: Task) -> Solution:
     fit = task.likelihood.log_prob(task.y.to(solution.samples), solution.samples)
     rows = torch.arange(len(fit), device=fit.device)
     return solution._replace(samples=solution.samples[rows, fit.argmax(1)][:, None])
-
-
-def _on(prior: Any, device: torch.device | str) -> Any:
-    return prior.to(device) if hasattr(prior, "to") and str(device) != "cpu" else prior
 
 
 def _pictures(truth: Tensor) -> xr.Dataset:

@@ -38,13 +38,13 @@ SAMPLES = ("sample", "member")
 """Dims of a DataArray that count samples of one image."""
 
 
-def psnr(image: Any, truth: Any, *, data_range: float, event_dims: int = 3) -> Any:
+def psnr(image: Any, truth: Any, *, data_range: float = 1.0, event_dims: int = 3) -> Any:
     """Peak signal-to-noise ratio in dB; infinite for equal images.
 
     Args:
         image: tensor `(*b, *event)` or DataArray.
         truth: the same kind, broadcasting against it.
-        data_range: largest minus least value that an image can have, in its units.
+        data_range: largest minus least value that an image can have, in its units (1: images from 0 to 1).
         event_dims: trailing dims of one image (tensors only).
 
     Raises:
@@ -68,7 +68,7 @@ def nrmse(image: Any, truth: Any, *, event_dims: int = 3) -> Any:
     return _images(score, image, truth, event_dims)
 
 
-def ssim(image: Any, truth: Any, *, data_range: float, event_dims: int = 3) -> Any:
+def ssim(image: Any, truth: Any, *, data_range: float = 1.0, event_dims: int = 3) -> Any:
     """Structural similarity by scikit-image with the settings of Wang et al. (Gaussian window, mean over channels).
 
     Args:
@@ -195,9 +195,9 @@ def spread_skill(samples: Any, truth: Any, *, event_dims: int = 3) -> Any:
     """Spread of the samples over the error of their mean, 1 when calibrated; arguments as for `coverage`."""
     if isinstance(samples, xr.DataArray):
         name = _sample_dim(samples)
-        count, variance = samples.sizes[name], np.abs(samples - samples.mean(name)) ** 2
-        spread = variance.sum(name) / (count - 1)
-        error = np.abs(samples.mean(name) - truth) ** 2
+        count, mean = samples.sizes[name], samples.mean(name)
+        spread = (abs(samples - mean) ** 2).sum(name) / (count - 1)
+        error = abs(mean - truth) ** 2
         over = _image_dims(error)
         return np.sqrt(spread.mean(over) * (count + 1) / count / error.mean(over))
     dim = samples.ndim - event_dims - 1

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -151,7 +151,8 @@ class Pictures:
         with contextlib.suppress(ImportError):
             import nibabel
 
-            volume = None if file is None else np.asarray(nibabel.load(file).dataobj, dtype=np.float32)
+            image: Any = None if file is None else nibabel.load(file)
+            volume = None if image is None else np.asarray(image.dataobj, dtype=np.float32)
         if volume is None:
             raise DataError("the MNI T1 template is in nilearn and read by nibabel: pip install nilearn nibabel")
         chosen = [int(n) for n in self.names] or [60, 75, 90, 105]

@@ -27,16 +27,16 @@ class SlicedPrior:
 
     Args:
         prior: of images `(1, rows, columns)`, or of vectors `(d,)` (then a volume is `(slices, d)`).
-        slices: how many.
-        axis: the dim of the volume along which they are counted.
+        axis: the dim of the volume along which slices are counted.
+        slices: how many, for `event_shape`; a volume with any other number is served too.
 
     Raises:
         ValueError: an image with several channels, or an axis that the volume does not have.
     """
 
     prior: Prior
-    slices: int
     axis: int = 0
+    slices: int = 1
 
     def __post_init__(self) -> None:
         """Check the shapes."""

@@ -30,8 +30,8 @@ def print_comparison(card: ImagingCard, outcome: Outcome, folder: Path, page: Pa
         table.add_row(label, *("–" if c not in found else
                                f"{found[c]:.0f}" if c == "evaluations" else number(found[c]) for c in columns))
     console.print(table)
-    for one in outcome.failures:
-        console.print(f"[red]{one['method']} failed:[/] {one['error']}", highlight=False)
+    for failed in outcome.failures:
+        console.print(f"[red]{failed['method']} failed:[/] {failed['error']}", highlight=False)
     for one in outcome.checks:
         mark = "[green]✓[/]" if one["passed"] else "[red]✗[/]"
         console.print(f"{mark} {one['method']}: {one['text']}, found {number(one['found'])}", highlight=False)

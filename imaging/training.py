@@ -13,6 +13,7 @@ from assimilate.learning.consistency import ConsistencyFit, fit_consistency
 from assimilate.learning.prior import LearnedPrior
 from assimilate.learning.prior_fit import PriorFit, fit_prior
 from assimilate.learning.recipes import build_settings
+from dynamics.fields import Coordinate
 from dynamics.space import Field, Space
 from imaging.cards import ImagingCard
 from imaging.comparison import pictures_of
@@ -21,7 +22,8 @@ from imaging.priors import load_prior
 
 def image_space(shape: tuple[int, ...], units: str = "1") -> Space:
     """The Space of grey pictures `(1, rows, columns)`, coordinates in pixels."""
-    return Space((Field("image", units, dims=("y", "x")),), coords={"y": shape[-2], "x": shape[-1]})
+    coords = {name: Coordinate.count(name, size) for name, size in zip(("y", "x"), shape[-2:], strict=True)}
+    return Space((Field("image", units, dims=("y", "x")),), coords=coords)
 
 
 def train_prior(card: ImagingCard, file: Path, *, device: torch.device | str = "cpu") -> Path:

@@ -68,7 +68,7 @@ def tune(
             continue
     if not np.isfinite(errors).any():
         raise FloatingPointError(f"every setting of {dict(grid)} diverged; try smaller steps or stronger priors")
-    best = np.unravel_index(int(np.argmin(errors)), errors.shape)
+    best = [int(i) for i in np.unravel_index(int(np.argmin(errors)), errors.shape)]
     chosen = {name: values[i] for (name, values), i in zip(grid.items(), best, strict=True)}
     edges = [
         name

@@ -13,6 +13,7 @@ from observations.base import (
     stack,
 )
 from observations.check import check_operator
+from observations.evolution import Evolved
 from observations.heavy_tails import Laplace, StudentT
 from observations.likelihood import Likelihood, Observation
 from observations.noise import GaussianNoise, Noise, SignalNoise
@@ -29,6 +30,7 @@ __all__ = [
     "Arctan",
     "BlockMean",
     "Compose",
+    "Evolved",
     "Function",
     "GaussianNoise",
     "Identity",

@@ -29,7 +29,7 @@ from benchmarks.scorecard.problems import Problem
 from dynamics.random import Streams
 from imaging.solvers import SOLVERS, find_solver
 from imaging.solvers.base import PathSolver, Solver, Task
-from imaging.solvers.guided import MMPS, SDA, CleanCovariance, PiGDM, ScoreDPS, TMPD
+from imaging.solvers.guided import MMPS, SDA, TMPD, CleanCovariance, PiGDM, ScoreDPS
 
 TIED = {
     "dps": "zeta belongs to 1000 steps",
@@ -97,7 +97,7 @@ VARIANTS: dict[str, Solver] = {
     "dps-score-ode": Variant(of=ScoreDPS()),
     "sda-0.1": SDA(gamma=0.1),
     "sda-1": SDA(gamma=1.0),
-    "clean-covariance-interpolant": Variant(of=CleanCovariance(), kind="interpolant"),
+    "clean-interpolant": Variant(of=CleanCovariance(), kind="interpolant"),
 }
 """Name -> solver that is not in `imaging.solvers.SOLVERS`."""
 

@@ -72,19 +72,19 @@ class Variation:
         """`argmin_q 1/2 |q - p|^2 + threshold |q|`: lengths shrink by `threshold`, short ones to 0."""
         return p - self.confine(p, threshold)
 
-    def confine(self, p: Tensor, radius: float) -> Tensor:
+    def confine(self, p: Tensor, radius: Tensor | float) -> Tensor:
         """The nearest differences of length at most `radius`."""
         length = self.length(p)
         return torch.where(length > radius, p * (radius / length.clamp_min(torch.finfo(p.dtype).tiny)), p)
 
     def proximal(
-        self, v: Tensor, weight: float, *, iterations: int, bounds: Bounds = None, dual: Tensor | None = None
+        self, v: Tensor, weight: Tensor | float, *, iterations: int, bounds: Bounds = None, dual: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The proximal step and its dual variable.
 
         Args:
             v: `(*b, channel, rows, columns)`.
-            weight: w, in the units of the image.
+            weight: w, in the units of the image, a number or `(*b, 1, 1, 1)`.
             iterations: accelerated projected gradient steps.
             bounds: range of the result; None = any.
             dual: p to start from, from an earlier call with the same weight; None = 0.
@@ -92,12 +92,13 @@ class Variation:
         Returns:
             The image, and p.
         """
+        radius = weight.unsqueeze(-3) if isinstance(weight, Tensor) else weight
         low, high = bounds or (-math.inf, math.inf)
         p = torch.zeros_like(differences(v)) if dual is None else dual
         ahead, t = p, 1.0
         for _ in range(iterations):
             inside = (v - differences_adjoint(ahead)).clamp(low, high)
-            moved = self.confine(ahead + differences(inside) / 8, weight)
+            moved = self.confine(ahead + differences(inside) / 8, radius)
             after = (1 + math.sqrt(1 + 4 * t * t)) / 2
             ahead, p, t = moved + (t - 1) / after * (moved - p), moved, after
         return (v - differences_adjoint(p)).clamp(low, high), p

@@ -59,7 +59,7 @@ class PlugAndPlay(PointSolver):
 
     def first(self, data: DataTerm) -> Tensor:
         """The image to start from."""
-        return data.solve(torch.zeros_like, data.start, data.start, iterations=self.begin)
+        return data.solve(torch.zeros_like, data.zero, data.zero, iterations=self.begin)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from imaging.baselines.data_term import DataTerm
 
 
 class Proximal(Protocol):
-    """`argmin_x 1/2 |x - v|^2 + step g(x)`, with what it remembers from one call to the next."""
+    """`argmin_x 1/2 |x - v|^2 + step g(x)`, `step` `(*b, 1, ...)`; with what it remembers from call to call."""
 
-    def __call__(self, v: Tensor, step: float, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, v: Tensor, step: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The image and what to remember."""
         ...
 

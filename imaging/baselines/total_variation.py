@@ -102,10 +102,10 @@ class FISTA(TotalVariation):
         """See `PointSolver.answer`."""
         data, weight, bounds = DataTerm.of(task), self.weight(task), self.bounds(task)
 
-        def proximal(v: Tensor, step: float, dual: Tensor | None) -> tuple[Tensor, Tensor]:
-            return self.variation.proximal(v, step * weight, iterations=self.inner, bounds=bounds, dual=dual)
+        def proximal(v: Tensor, step: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            return self.variation.proximal(v, step * weight, iterations=self.inner, bounds=bounds, dual=memory)
 
-        return proximal_gradient(data, proximal, data.start, iterations=self.iterations), 0
+        return proximal_gradient(data, proximal, data.zero, iterations=self.iterations), 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class ADMM(TotalVariation):
         data, bounds, variation = DataTerm.of(task), self.bounds(task), self.variation
         threshold = self.jump * task.prior.spread
         rho = self.weight(task) / threshold
-        x = data.start
+        x = data.zero
         d = u = torch.zeros_like(differences(x))
         b = v = torch.zeros_like(x)
 

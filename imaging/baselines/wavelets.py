@@ -74,7 +74,7 @@ class WaveletBasis:
         pywt, axes = _pywavelets(), (-2, -1)
         array = c.detach().cpu().numpy()
         rows, columns = array.shape[-2:]
-        parts = [array[..., *self.coarse(rows, columns)]]
+        parts: list[Any] = [array[..., *self.coarse(rows, columns)]]
         for level in range(self.levels, 0, -1):
             h, w = rows >> level, columns >> level
             horizontal = array[..., :h, w : 2 * w]
@@ -131,7 +131,7 @@ class WaveletCS(PointSolver):
         """lambda, in nats for one unit of the image."""
         return self.strength / task.prior.spread
 
-    def shrink(self, v: Tensor, threshold: float) -> Tensor:
+    def shrink(self, v: Tensor, threshold: Tensor | float) -> Tensor:
         """The proximal step of `threshold |W x|_1`."""
         c = self.basis.analyse(v)
         length = c.square().sum(-3, keepdim=True).sqrt() if self.coupled else c.abs()
@@ -152,7 +152,7 @@ class WaveletCS(PointSolver):
         """See `PointSolver.answer`."""
         data, weight = DataTerm.of(task), self.weight(task)
 
-        def proximal(v: Tensor, step: float, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        def proximal(v: Tensor, step: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
             return self.shrink(v, step * weight), None
 
-        return proximal_gradient(data, proximal, data.start, iterations=self.iterations), 0
+        return proximal_gradient(data, proximal, data.zero, iterations=self.iterations), 0

@@ -27,6 +27,8 @@ OPERATORS: dict[str, str] = {
     "quantise": "imaging.operators.quantisation:Quantise",
     "parallel-beam": "imaging.operators.tomography:ParallelBeam",
     "fan-beam": "imaging.operators.tomography:FanBeam",
+    "mri": "imaging.operators.magnetic_resonance:simulated_scan",
+    "navier-stokes": "imaging.operators.navier_stokes:initial_vorticity",
 }
 """Name -> "module:Class" or "module:function"; the first argument is the Space (or event shape) of the image."""
 

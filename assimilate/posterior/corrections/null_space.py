@@ -146,8 +146,8 @@ class NullSpace(Sampler):
         """Check the settings."""
         if not 0 <= self.eta <= 1 or self.noise_std < 0 or not self.norm > 0:
             raise ValueError(
-                f"eta={self.eta}, noise_std={self.noise_std}, norm={self.norm}; expected eta from 0 to 1, a noise of at "
-                "least 0 and a positive norm"
+                f"eta={self.eta}, noise_std={self.noise_std}, norm={self.norm}; expected eta from 0 to 1, a noise of "
+                "at least 0 and a positive norm"
             )
 
     def step(

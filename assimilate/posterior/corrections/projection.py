@@ -19,8 +19,8 @@ References:
     Jalal et al. (2021), Robust compressed sensing MRI with deep generative priors, https://arxiv.org/abs/2108.01368
     (score with the variance of the level)
 
-Differs from the papers: any linear operator, by its pseudo-inverse; Jalal et al. add a number to the variance of y where
-`NoisyState` adds what the noise of the level is worth through A.
+Differs from the papers: any linear operator, by its pseudo-inverse; Jalal et al. add a number to the variance of y,
+`NoisyState` what the noise of the level is worth through A.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Spectrum:
         if bool(missing.any()) and not torch.equal(torch.isnan(measured).sum(-1), missing):
             raise CapabilityError(
                 f"{int(missing.max())} values of the measurement are missing (NaN), and the singular vectors of "
-                f"{operator!r} mix them with the others; fill them in, build the operator without them, or use a solver "
-                "that needs no SVD"
+                f"{operator!r} mix them with the others; fill them in, build the operator without them, or use a "
+                "solver that needs no SVD"
             )
         return cls(svd, measured / svd.singular.to(y))
 
@@ -111,8 +111,8 @@ class Restoration(Sampler):
         """Check the settings."""
         if not (0 <= self.eta <= 1 and 0 <= self.eta_measured <= 1 and self.noise_std >= 0):
             raise ValueError(
-                f"eta={self.eta}, eta_measured={self.eta_measured}, noise_std={self.noise_std}; expected factors from 0 "
-                "to 1 and a noise of at least 0"
+                f"eta={self.eta}, eta_measured={self.eta_measured}, noise_std={self.noise_std}; expected factors from "
+                "0 to 1 and a noise of at least 0"
             )
 
     def step(

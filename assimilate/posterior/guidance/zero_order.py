@@ -1,4 +1,4 @@
-r"""Guidance for operators without a derivative: the gradient of the likelihood from differences along random directions.
+r"""Guidance for operators without a derivative: differences along random directions.
 
     g = (dm/dx)^T v,      v = (1/J) sum_j u_j [ L(m + mu u_j) - L(m - mu u_j) ] / (2 mu),      u_j ~ N(0, I)
 
