@@ -114,7 +114,7 @@ def run_command(
 
 @app.command("list")
 def list_command(
-    what: Annotated[str, typer.Argument(help="cards, dynamics, operators, methods, guidance or pretrained.")] = "cards",
+    what: Annotated[str, typer.Argument(help="cards, dynamics, operators, methods, guidance, solvers...")] = "cards",
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List cards, classes that a card can name, or pretrained weights.
@@ -128,14 +128,55 @@ def list_command(
     """
     import json
 
-    from assimilate.listing import rows_of
-    from assimilate.terminal import print_rows
+    from imaging.listing import print_rows, rows_of
 
     rows = rows_of(what)
     if json_output:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print_rows(what, rows)
+
+
+@app.command("reconstruct")
+def reconstruct_command(
+    file: Annotated[Path, typer.Argument(help="Measurement: PNG, TIFF, NPY, netCDF, Zarr, DICOM, NIfTI.")],
+    operator: Annotated[str, typer.Option(help="What was measured (`assimilate list operators`).")],
+    noise: Annotated[float | None, typer.Option(help="Standard deviation, in the units of the measurement.")] = None,
+    solver: Annotated[str, typer.Option(help="Solver (`assimilate list solvers`).")] = "mmps",
+    prior: Annotated[str, typer.Option(help="Shipped weights, or the file of a checkpoint.")] = "phantom-64",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/reconstruction"),
+    samples: Annotated[int, typer.Option(min=1, help="How many images to draw.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="GROUP.NAME=VALUE", help="operator.std=2, solver.steps=50...")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="The image itself, to compare with.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Rows and columns of the image, such as 64,64.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where a pixel (or point of k-space) is seen.")] = None,
+    slice: Annotated[str | None, typer.Option(help="Which picture of a stack or volume: 40, z=40.")] = None,
+    variable: Annotated[str | None, typer.Option(help="Which one of a netCDF, Zarr or NPZ file.")] = None,
+    colour: Annotated[bool, typer.Option("--colour", help="Keep red, green and blue.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Samples computed together.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str, typer.Option(help="Precision: float32 or float64.")] = "float32",
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Whether to draw the page.")] = True,
+) -> None:
+    """Reconstruct an image with error bars; writes DIR/result.nc, DIR/report.html and DIR/figures.
+
+    Examples:
+    assimilate reconstruct scan.png --operator gaussian-blur --noise 0.02 --solver diffpir
+
+    assimilate reconstruct holes.png --operator inpainting --mask seen.png --noise 0.01 --set solver.steps=50
+    """
+    from imaging.command import execute, print_result
+
+    _reach(file)
+    result, page = execute(
+        file, operator=operator, noise=noise, out=out, prior=prior, solver=solver, samples=samples, seed=seed,
+        device=device, dtype=dtype, changes=changes or [], truth=truth, shape=shape, mask=mask, slice=slice,
+        variable=variable, colour=colour, at_once=at_once, report=report,
+    )  # fmt: skip
+    print_result(result, out, page)
 
 
 @app.command("fit")
@@ -192,9 +233,9 @@ def report_command(
     Example:
     assimilate report out/florence
     """
-    from assimilate.report import render
+    from imaging.report import render_any
 
-    typer.echo(str(render(result, out)))
+    typer.echo(str(render_any(result, out)))
 
 
 def _imaging_card(name: str) -> Path | None:

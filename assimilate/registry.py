@@ -61,12 +61,14 @@ GUIDANCE = {
     "MMPS": "assimilate.posterior.guidance:MMPS",
     "MonteCarlo": "assimilate.posterior.guidance:MonteCarlo",
     "JacobianFree": "assimilate.posterior.guidance:JacobianFree",
+    "DAPS": "assimilate.posterior.corrections.daps:DAPS",
 }
 SAMPLERS = {
     "Ancestral": "assimilate.posterior.samplers:Ancestral",
     "EulerMaruyama": "assimilate.posterior.samplers:EulerMaruyama",
     "Heun": "assimilate.posterior.samplers:Heun",
     "PredictorCorrector": "assimilate.posterior.samplers:PredictorCorrector",
+    "Renoise": "assimilate.posterior.samplers:Renoise",
 }
 KINDS: dict[str, dict[str, str]] = {
     "dynamics": DYNAMICS,

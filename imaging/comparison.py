@@ -41,6 +41,9 @@ from imaging.tuning import tune
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
 
+GREY_LEVEL = 1 / 255
+"""The resolution of an 8-bit picture, to half of which `coverage` is counted."""
+
 
 @dataclass
 class Outcome:
@@ -189,7 +192,7 @@ def score(
         found |= {"psnr_sample": metrics.psnr(first, truth), "ssim_sample": metrics.ssim(first, truth)}
         if samples.shape[1] > 1:
             found["spread_skill"] = metrics.spread_skill(samples, truth)
-            found["coverage"] = metrics.coverage(samples, truth)
+            found["coverage"] = metrics.coverage(samples, truth, margin=GREY_LEVEL / 2)
     scores = {key: float(torch.as_tensor(value, dtype=torch.float64).mean()) for key, value in found.items()}
     return scores | {"evaluations": float(solution.evaluations), "seconds": seconds}
 

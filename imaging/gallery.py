@@ -118,7 +118,8 @@ def _table(scores: xr.Dataset, columns: list[str], labels: list[str]) -> str:
         f'<tbody>{rows}</tbody></table></div><p class="note">Means over the pictures. PSNR and SSIM of the mean of the '
         "samples, and of one sample; chi-square: squared whitened residual of the samples per measured value (1 if the "
         "samples fit as well as the truth does); spread over the error of the mean (1 is calibrated); share of the "
-        "truth inside the central 90 % of the samples. A solver of one answer has no spread.</p></section>"
+        "truth inside the central 90 % of the samples, to half a grey level of 255. A solver of one answer has no "
+        "spread.</p></section>"
     )
 
 

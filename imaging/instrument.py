@@ -55,6 +55,9 @@ def find_operator(
         UserError: settings that it refuses, a mask for an operator without one, or a shape that does not fit.
     """
     settings = dict(settings or {})
+    if name == "mri" and mask is not None:
+        # The name alone stands for a simulated mask.
+        name = "imaging.operators.magnetic_resonance.scanner:MagneticResonance"
     accepted = operator_settings(name)
     space = image_space(name, measurement, prior_shape, shape, settings, prior_units)
     if name in MASKED:
@@ -133,14 +136,16 @@ def _labelled_space(measurement: xr.DataArray, event: tuple[int, ...], factor: i
     dims = [str(d) for d in measurement.dims[-2:]]
     coords: dict[str, Coordinate] = {}
     for dim, size in zip(dims, event[-2:], strict=True):
-        given = measurement.coords.get(dim)
-        if given is None or given.dtype.kind not in "fiu" or given.size < 2:
+        if dim not in measurement.coords:
+            return event
+        given = measurement.coords[dim]
+        if given.dtype.kind not in "fiu" or given.size < 2:
             return event
         values = refined(given.values.astype(np.float64), factor)
         if values.size != size:
             return event
-        labels = {key: str(given.attrs.get(key, "")) for key in ("units", "standard_name", "long_name")}
-        coords[dim] = Coordinate(values, (dim,), **labels)
+        units_of, standard, long = (str(given.attrs.get(key, "")) for key in ("units", "standard_name", "long_name"))
+        coords[dim] = Coordinate(values, (dim,), units_of, standard, long)
     front: tuple[str, ...] = ()
     if event[0] > 1:
         front = (CHANNEL,)

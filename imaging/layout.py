@@ -1,4 +1,6 @@
-"""How images and measurements are laid out in a Dataset: dims, coordinates, and what is shown of flat values.
+"""How images and measurements lie in a Dataset: dims, coordinates, and what is shown of flat values.
+
+By kind of values:
 
     image          ([channel], y, x), named and placed as the operator's Space or the measurement says
     inpainting     laid back into the picture, NaN where not seen
@@ -113,13 +115,13 @@ def _scanner(operator: LineIntegrals) -> dict[str, Any]:
     """Angles of the views and places of the detector cells, where the operator knows them."""
     coords: dict[str, Any] = {}
     angles = getattr(operator, "angles", None)
-    if isinstance(angles, Tensor) and angles.ndim == 1:
-        degrees = np.rad2deg(angles.cpu().numpy())
+    if angles is not None and np.ndim(angles) == 1:
+        degrees = np.rad2deg(np.asarray(angles))
         coords["view"] = ("view", degrees, {"units": "degree", "long_name": "angle of the view"})
     space = operator.space
     units = space.coords[space.grid[-1]].units if isinstance(space, Space) else ""
     labels = {"long_name": "place on the detector", **({"units": units} if units else {})}
-    coords["detector"] = ("detector", operator.cells.cpu().numpy(), labels)
+    coords["detector"] = ("detector", np.asarray(operator.cells), labels)
     return coords
 
 

@@ -1,8 +1,8 @@
 """A measurement as a user holds it, and as an operator needs it.
 
-Arrays, DataArrays and Datasets become tensors `(E, 1, *obs)`, E = number of measurements of one instrument (a dim called
-`measurement`, or one more leading dim than the operator's values have). Values are never rescaled: what does not fit the
-operator, the noise or the range of the prior's images is an error that says so. NaN = not measured.
+Arrays, DataArrays and Datasets become tensors `(E, 1, *obs)`, E = number of measurements of one instrument (a dim
+called `measurement`, or one more leading dim than the operator's values have). Values are never rescaled: what does not
+fit the operator, the noise or the range of the prior's images is an error that says so. NaN = not measured.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _checked(measured: Measured) -> Measured:
 def _complex(array: xr.DataArray, values: Tensor, operator: ObservationOperator, dtype: torch.dtype) -> Measured:
     to_values = getattr(operator, "to_values", None)
     if to_values is None:
-        raise UserError(f"the measurement is complex; {operator!r} observes real values (k-space needs an MRI operator)")
+        raise UserError(f"the measurement is complex; {operator!r} observes real values (k-space: an MRI operator)")
     coils, grid = operator.obs_shape[0], tuple(operator.event_shape[1:])
     for short in ((coils, *grid), grid) if coils == 1 else ((coils, *grid),):
         rows = _rows(array, tuple(values.shape), short)
@@ -213,15 +213,16 @@ def check_range(measured: Measured, operator: ObservationOperator, prior: Prior,
         outside = float(((values < low - slack) | (values > high + slack)).float().mean())
         if outside > 0.001:
             return (
-                f"{100 * outside:.2g} % of the measured values lie outside the prior's range [{low:g}, {high:g}] by more "
-                "than 4 standard deviations of the noise"
+                f"{100 * outside:.2g} % of the measured values lie outside the prior's range [{low:g}, {high:g}] by "
+                "more than 4 standard deviations of the noise"
             )
     return ""
 
 
 def _advice(peak: float, high: float, operator: ObservationOperator) -> str:
-    if keeps_units(operator) and high == 1 and 1 < peak <= 65535:
-        divisor = 255 if peak <= 255 else 65535
+    if keeps_units(operator) and high == 1 and 1 < peak <= 2 * 65535:
+        # Noise may reach beyond the ends.
+        divisor = 255 if peak <= 2 * 255 else 65535
         return f"It looks like {8 if divisor == 255 else 16}-bit values: divide it, and the noise, by {divisor}."
     return "Convert it, and the noise, to the units of the prior's images."
 

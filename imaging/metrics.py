@@ -90,12 +90,14 @@ def ssim(image: Any, truth: Any, *, data_range: float = 1.0, event_dims: int = 3
 
     def one(x: np.ndarray, t: np.ndarray) -> float:
         return float(
-            np.mean([
-                structural_similarity(
-                    b, a, data_range=data_range, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-                )
-                for a, b in zip(x, t, strict=True)
-            ])
+            np.mean(
+                [
+                    structural_similarity(
+                        b, a, data_range=data_range, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+                    )
+                    for a, b in zip(x, t, strict=True)
+                ]
+            )
         )
 
     def score(x: Tensor, t: Tensor) -> Tensor:
@@ -174,21 +176,25 @@ def expected_coverage(count: int, *, level: float = 0.9) -> float:
     return min(level, (count - 1) / (count + 1))
 
 
-def coverage(samples: Any, truth: Any, *, level: float = 0.9, event_dims: int = 3) -> Any:
+def coverage(
+    samples: Any, truth: Any, *, level: float = 0.9, margin: float = 0.0, event_dims: int = 3
+) -> Any:
     """Share of values of the truth inside the central interval of the samples; compare with `expected_coverage`.
 
     Args:
         samples: tensor `(*b, sample, *event)` of real images, or DataArray with a dim "sample" or "member".
         truth: tensor `(*b, *event)`, or DataArray.
         level: of the interval.
+        margin: widens the interval on both sides, units of the image: its resolution, where an image has values that
+            are known exactly (an empty background) and would else count as missed by a rounding.
         event_dims: trailing dims of one image (tensors only).
     """
     if isinstance(samples, xr.DataArray):
         low, high = interval(samples, level=level)
-        inside = ((truth >= low) & (truth <= high)).astype(float)
+        inside = ((truth >= low - margin) & (truth <= high + margin)).astype(float)
         return inside.mean(_image_dims(inside))
     low, high = interval(samples, level=level, dim=samples.ndim - event_dims - 1)
-    return ((truth >= low) & (truth <= high)).double().flatten(-event_dims).mean(-1)
+    return ((truth >= low - margin) & (truth <= high + margin)).double().flatten(-event_dims).mean(-1)
 
 
 def spread_skill(samples: Any, truth: Any, *, event_dims: int = 3) -> Any:

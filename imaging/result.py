@@ -1,15 +1,17 @@
 r"""A reconstruction as a Dataset, and its file.
 
-    image_mean, image_std             ([measurement], [channel], y, x)      moments of the samples
-    image_lower, image_upper          the same                              central credible interval of each pixel
+    image_mean, image_std             ([measurement], [channel], y, x)  moments of the samples
+    image_lower, image_upper          the same                          central credible interval of each pixel
     image_sample                      ([measurement], sample, ...)
     measured, predicted, residual     values as given; A(mean); the mean's whitened residual R^-1/2 (y - A(mean))
-    residual_chi_square               ([measurement])                       mean over samples of |R^-1/2 (y - A x)|^2 / m
+    residual_chi_square               ([measurement])                mean over samples of |R^-1/2 (y - A x)|^2 / m
     evaluations, seconds, log_evidence
-    truth, image_error, rmse, psnr, coverage                                where the truth is known
+    truth, image_error, rmse, psnr, coverage                            where the truth is known
 
-An answer without a spread (a point estimate, or one sample) has no `image_std` and no interval; the attribute
-`spread_note` says why. Complex images have complex variables; their interval is that of the magnitude.
+The interval runs between the order statistics (interpolated) that hold a further draw with its probability; with fewer
+than 2 / (1 - probability) - 1 samples it is their range. An answer without a spread (a point estimate, or one sample)
+has no `image_std` and no interval; the attribute `spread_note` says why. Complex images have complex variables; their
+interval is that of the magnitude.
 """
 
 from __future__ import annotations
@@ -102,16 +104,21 @@ def to_dataset(
     else:
         # Of complex samples the variance is that of the distance from the mean.
         std = np.sqrt((np.abs(drawn - mean[:, None]) ** 2).sum(1) / (count - 1))
-        ends = np.quantile(np.abs(drawn) if np.iscomplexobj(drawn) else drawn, [_tail(interval), 1 - _tail(interval)], 1)
+        sizes = np.abs(drawn) if np.iscomplexobj(drawn) else drawn
+        tail = (1 - interval) / 2
+        # At ranks p (N + 1) the interval holds a further draw with the stated probability, whatever N.
+        ends = np.quantile(sizes, [tail, 1 - tail], 1, method="weibull")
         of = "magnitude of the image" if np.iscomplexobj(drawn) else "image"
         variables["image_std"] = ((*lead, *image.dims), each(std), {**labels, "long_name": "standard deviation"})
         for key, end in zip(("lower", "upper"), ends, strict=True):
             words = f"{key} end of the {100 * interval:g} % credible interval of the {of}"
-            variables[f"image_{key}"] = ((*lead, *image.dims), each(end.astype(std.dtype)), {**labels, "long_name": words})
+            bound = {**labels, "long_name": words}
+            variables[f"image_{key}"] = ((*lead, *image.dims), each(end.astype(std.dtype)), bound)
         notes["interval"] = interval
-        if count * _tail(interval) < 1:
+        if (count + 1) * tail < 1 - 1e-9:
             notes["spread_note"] = (
-                f"{count} samples: the ends of the {100 * interval:g} % interval lie within their range and are too narrow"
+                f"the interval is the range of the {count} samples, which holds a further draw with probability "
+                f"{(count - 1) / (count + 1):.2f} instead of {interval:g}"
             )
     seen = ~torch.isnan(y)
     with torch.no_grad():
@@ -141,8 +148,8 @@ def to_dataset(
     if "image_sample" in variables:
         coords["sample"] = ("sample", np.arange(count), {"standard_name": "realization", "units": "1"})
     if several:
-        given = measured.given.coords.get(SEVERAL)
-        coords[SEVERAL] = np.arange(y.shape[0]) if given is None else given.variable
+        given = measured.given.coords
+        coords[SEVERAL] = given[SEVERAL].variable if SEVERAL in given else np.arange(y.shape[0])
     return xr.Dataset(variables, coords, {**attrs, **notes})
 
 
@@ -163,22 +170,38 @@ def compared(result: xr.Dataset, truth: np.ndarray, data_range: float) -> xr.Dat
     kept = mean.copy(data=truth.astype(mean.dtype)).assign_attrs(long_name="truth")
     error = (mean - kept).assign_attrs(units=mean.attrs["units"], long_name="mean minus truth")
     pixels = [d for d in mean.dims if d != SEVERAL]
-    rmse = np.sqrt((abs(error) ** 2).mean(pixels))
+    rmse = (abs(error) ** 2).mean(pixels) ** 0.5
     added = {
         "truth": kept,
         "image_error": error,
         "rmse": rmse.assign_attrs(units=mean.attrs["units"], long_name="root mean square error of the mean"),
-        "psnr": (20 * np.log10(data_range / rmse)).assign_attrs(
+        "psnr": xr.apply_ufunc(lambda e: 20 * np.log10(data_range / e), rmse).assign_attrs(
             units="dB", long_name=f"peak signal-to-noise ratio of the mean, peak {data_range:g}"
         ),
     }
     if "image_lower" in result:
         size = abs(kept) if np.iscomplexobj(kept.values) else kept
         inside = (size >= result["image_lower"]) & (size <= result["image_upper"])
-        added["coverage"] = inside.mean(pixels).assign_attrs(
-            units="1", long_name=f"share of pixels whose truth lies in the {100 * result.attrs['interval']:g} % interval"
-        )
+        words = f"share of pixels whose truth lies in the {100 * result.attrs['interval']:g} % interval"
+        added["coverage"] = inside.mean(pixels).assign_attrs(units="1", long_name=words)
     return result.assign(added)
+
+
+def concerns(result: xr.Dataset) -> list[str]:
+    """What a reader should know before trusting the picture: notes of the result, and residuals that do not fit."""
+    found = [str(result.attrs[key]) for key in ("range_note", "grid_note", "spread_note") if key in result.attrs]
+    chi = np.atleast_1d(result["residual_chi_square"].values)
+    if bool((chi > 1.5).any()):
+        found.append(
+            f"the mean square residual is {float(chi.max()):.3g} times the variance of the noise: the noise is larger "
+            "than stated, the operator is another one, or the solver did not reach the measurement (try more steps)"
+        )
+    if bool((chi < 0.5).any()):
+        found.append(
+            f"the mean square residual is {float(chi.min()):.3g} times the variance of the noise: the noise is smaller "
+            "than stated, or the solver fits the noise"
+        )
+    return found
 
 
 def write_result(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -225,18 +248,15 @@ def read_result(path: str | os.PathLike[str]) -> xr.Dataset:
         if part_of is None:
             joined[name] = held[name]
         elif name.endswith(PARTS[0]):
-            both = held[name] + 1j * held[f"{part_of}_{PARTS[1]}"]
-            attrs = {k: v for k, v in held[name].attrs.items() if k != "part_of"}
-            joined[part_of] = both.assign_attrs(attrs)
+            real = held[name]
+            both = real.copy(data=real.values + 1j * held[f"{part_of}_{PARTS[1]}"].values)
+            both.attrs = {k: v for k, v in real.attrs.items() if k != "part_of"}
+            joined[part_of] = both
     return xr.Dataset(joined, held.coords, held.attrs)
 
 
 def _mean_name(outcome: Outcome) -> str:
     return "reconstruction" if outcome.point else f"mean of {outcome.samples.shape[1]} samples"
-
-
-def _tail(interval: float) -> float:
-    return (1 - interval) / 2
 
 
 def _units(labels: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,12 @@ from assimilate.terminal import console, errors
 from imaging.cards import ImagingCard
 from imaging.comparison import Outcome
 
+SHORT = {
+    "psnr": "PSNR", "ssim": "SSIM", "psnr_sample": "PSNR of a sample", "spread_skill": "spread / skill",
+    "coverage": "90 % holds", "chi_square": "chi2", "evaluations": "calls", "seconds": "s each",
+}  # fmt: skip
+"""Scores that are printed, under names that fit; all are in the report."""
+
 
 def print_scores(label: str, scores: dict[str, float]) -> None:
     """One line on stderr as a solver finishes."""
@@ -20,11 +26,14 @@ def print_scores(label: str, scores: dict[str, float]) -> None:
 
 def print_comparison(card: ImagingCard, outcome: Outcome, folder: Path, page: Path | None) -> None:
     """The table of scores, expected scores, failures, and where the files are."""
-    columns = [c for c in card.scores if any(c in s for s in outcome.scores.values())]
-    table = Table(title=card.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
-    table.add_column("solver", min_width=16)
+    columns = [c for c in card.scores if any(c in s for s in outcome.scores.values()) and c in SHORT]
+    table = Table(
+        title=card.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("solver", min_width=14)
     for c in columns:
-        table.add_column(c, justify="right", no_wrap=True)
+        table.add_column(SHORT[c], justify="right")
     for label in outcome.labels:
         found = outcome.scores[label]
         table.add_row(label, *("–" if c not in found else

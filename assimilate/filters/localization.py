@@ -10,17 +10,60 @@ The taper is the compactly supported fifth-order piecewise rational function of 
 support is `2 * radius`). A Gaussian with the same curvature at zero has the standard deviation `sqrt(3/10) * radius`;
 codes that state this length `L` instead (DAPPER) have `radius = 1.82 L`.
 
+Distances are those of the Space: great circles in km where the grid has latitudes and longitudes, the shorter way
+round along periodic dimensions. A taper is used in two ways. R-localisation divides the error variances of the
+observations by it, cell by cell (LETKF). B-localisation multiplies the covariances of the ensemble by it,
+
+    rho_xy o (A^T S) / c,    rho_yy o (S^T S) / c,    o value by value,
+
+between cells and observed values and among observed values (local EnKF, local EAKF).
+
 References:
     Gaspari, Cohn (1999), Construction of correlation functions in two and three dimensions,
     https://doi.org/10.1002/qj.49712555417 (eq. 4.10)
+    Houtekamer, Mitchell (2001), A sequential ensemble Kalman filter for atmospheric data assimilation,
+    https://doi.org/10.1175/1520-0493(2001)129<0123:ASEKFF>2.0.CO;2 (B-localisation)
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dynamics.space import Space
+
+
+class Neighbourhood(NamedTuple):
+    """A chunk of cells and the observations in its reach.
+
+    Attributes:
+        cells: the grid cells, a slice of the C order.
+        values: `(k,)` int64, the observed values with a positive weight in some cell of the chunk.
+        taper: `(cells, k)`, Gaspari-Cohn weights.
+    """
+
+    cells: slice
+    values: Tensor
+    taper: Tensor
+
+
+class Reach(NamedTuple):
+    """What one observed value acts on.
+
+    Attributes:
+        cells: `(k,)` int64, grid cells in C order.
+        cell_taper: `(k,)`, their Gaspari-Cohn weights.
+        values: `(l,)` int64, observed values.
+        value_taper: `(l,)`, their weights.
+    """
+
+    cells: Tensor
+    cell_taper: Tensor
+    values: Tensor
+    value_taper: Tensor
 
 
 def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
@@ -44,3 +87,45 @@ def check_radius(radius: float) -> None:
     """Raise a ValueError unless `radius` is a positive length."""
     if not radius > 0:
         raise ValueError(f"radius is {radius}; expected a positive length in the units of Space.distance (or infinity)")
+
+
+def neighbourhoods(space: Space, positions: Tensor, radius: float, chunk: int, like: Tensor) -> list[Neighbourhood]:
+    """Cells in chunks of `chunk`, each with the observed values in its reach and their tapers.
+
+    Args:
+        space: gives the cells and the distances.
+        positions: places of the observed values, `(m, n_dims)`.
+        radius: Gaspari-Cohn length.
+        chunk: cells in a chunk.
+        like: tensor whose dtype and device the tapers get.
+    """
+    cells = space.positions().to(like.device)
+    places = positions.to(like.device)
+    found = []
+    for start in range(0, cells.shape[0], chunk):
+        part = slice(start, min(start + chunk, cells.shape[0]))
+        taper = gaspari_cohn(space.distance(cells[part], places), radius).to(like.dtype)
+        values = (taper > 0).any(0).nonzero().squeeze(-1)
+        found.append(Neighbourhood(part, values, taper[:, values].contiguous()))
+    return found
+
+
+def reaches(space: Space, positions: Tensor, radius: float, chunk: int, like: Tensor) -> list[Reach]:
+    """What each observed value acts on: cells and observed values within `2 * radius` of it.
+
+    Args:
+        space: gives the cells and the distances.
+        positions: places of the observed values, `(m, n_dims)`.
+        radius: Gaspari-Cohn length.
+        chunk: observed values whose distances are computed at a time.
+        like: tensor whose dtype and device the tapers get.
+    """
+    cells = space.positions().to(like.device)
+    places = positions.to(like.device)
+    found = []
+    for part in places.split(chunk):
+        both = [gaspari_cohn(space.distance(part, where), radius).to(like.dtype) for where in (cells, places)]
+        for cell_taper, value_taper in zip(*both, strict=True):
+            near, beside = (taper.nonzero().squeeze(-1) for taper in (cell_taper, value_taper))
+            found.append(Reach(near, cell_taper[near], beside, value_taper[beside]))
+    return found

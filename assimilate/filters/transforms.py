@@ -6,6 +6,7 @@ observations, `d = R^-1/2 (y - mean)` and `c = N - 1`:
     Kalman increment          K d       = d S^T (S S^T + c I_N)^-1 A  =  d (S^T S + c I_m)^-1 S^T A
     symmetric square root     A_a       = T A,    T = sqrt(c) (S S^T + c I_N)^-1/2
     log evidence              log p(y)  = log N(0; 0, R) - 1/2 log det(I + S S^T / c) - 1/2 d (I + S^T S / c)^-1 d^T
+    one value after another   a <- a - gain s / (1 + (1 + v)^-1/2),  s = S_j,  v = s.s / c,  gain = a.s / (c (1 + v))
 
 The smaller of the two Gram matrices is factored, in float64: it is tiny beside the ensemble, and its condition number
 is the square of the ensemble's. Unobserved values are zeros in S and d and so contribute nothing. Leading dims are
@@ -16,9 +17,13 @@ References:
     https://doi.org/10.1175/1520-0493(2001)129<0420:ASWTET>2.0.CO;2
     Hunt, Kostelich, Szunyogh (2007), Efficient data assimilation for spatiotemporal chaos: a local ensemble transform
     Kalman filter, https://doi.org/10.1016/j.physd.2006.11.008 (the symmetric root)
+    Whitaker, Hamill (2002), Ensemble data assimilation without perturbed observations,
+    https://doi.org/10.1175/1520-0493(2002)130<1913:EDAWPO>2.0.CO;2 (one value after another)
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +76,72 @@ def square_root_analysis(anomalies: Tensor, spread: Tensor, departure: Tensor) -
     shrink = -1 / ((c + values) * (1 + torch.sqrt(c / (c + values))))
     change = (s @ vectors) * shrink.unsqueeze(-2)
     return increment.to(anomalies.dtype) @ projected, anomalies + change.to(anomalies.dtype) @ projected
+
+
+def serial_analysis(
+    anomalies: Tensor, spread: Tensor, departure: Tensor, reach: Sequence[tuple[Tensor, Tensor]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Increment of the mean and the new anomalies when the values are assimilated one after another.
+
+    The predicted observations are updated as if they were part of the state, so the operator is not called again.
+    With every value in reach of everything the mean and covariance are those of `square_root_analysis`, whatever the
+    order of the values.
+
+    Args:
+        anomalies: A, `(E, N, n)`.
+        spread: S, `(E, N, m)`, zero where not observed; errors of different values are independent.
+        departure: d of the mean, `(E, m)`.
+        reach: for each value, the indices `(k,)` of what it acts on, in the n state values followed by the m
+            predicted observations, and factors `(k,)` of the gain; None: everything, with factor 1.
+
+    Returns:
+        The increment `(E, 1, n)` and the anomalies of the analysis `(E, N, n)`.
+    """
+    n, size = anomalies.shape[1], anomalies.shape[2]
+    both = torch.cat([anomalies, spread], -1)
+    # What is left to explain is the departure less the increments of the predicted observations.
+    change = torch.zeros_like(both[:, 0])
+    for j in range(spread.shape[-1]):
+        s = both[..., size + j].clone()
+        variance = s.square().sum(-1, keepdim=True) / (n - 1)
+        left = departure[:, j : j + 1] - change[:, size + j : size + j + 1]
+        shrink = 1 / (1 + torch.rsqrt(1 + variance))
+        target = both if reach is None else both[..., reach[j][0]]
+        gain = (s.unsqueeze(1) @ target).squeeze(1) / ((n - 1) * (1 + variance))
+        if reach is None:
+            change += gain * left
+            both = torch.baddbmm(both, (s * -shrink).unsqueeze(-1), gain.unsqueeze(1))
+        else:
+            index, factor = reach[j]
+            gain = gain * factor
+            change[:, index] += gain * left
+            both[..., index] = torch.baddbmm(target, (s * -shrink).unsqueeze(-1), gain.unsqueeze(1))
+    return change[:, None, :size], both[..., :size]
+
+
+def tapered_coefficients(spread: Tensor, departures: Tensor, taper: Tensor) -> Tensor:
+    """`(taper o S^T S / (N - 1) + I)^-1` times whitened departures, for covariances with a Schur product.
+
+    Args:
+        spread: S, `(E, N, m)`.
+        departures: `(E, K, m)`.
+        taper: correlation `(m, m)` of the values' places.
+
+    Returns:
+        `(E, K, m)`, float64.
+
+    Raises:
+        ValueError: the matrix is not positive definite, because the taper is no correlation.
+    """
+    s = spread.double()
+    covariance = taper.double() * (s.mT @ s) / (s.shape[1] - 1)
+    root, failed = torch.linalg.cholesky_ex(_shifted(covariance, 1.0))
+    if bool(failed.any()):
+        raise ValueError(
+            "the tapered covariance of the observed values is not positive definite: on this domain the taper is no "
+            "correlation function; use a smaller radius (on a ring, at most a quarter of its length)"
+        )
+    return torch.cholesky_solve(departures.double().mT, root).mT
 
 
 def transform_weights(gram: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:

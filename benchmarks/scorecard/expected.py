@@ -78,9 +78,25 @@ def _calibrated(solver: str, problems: Iterable[str], source: str, mean: float =
 GAUSSIAN = ("gaussian", "isotropic", "field")
 EVERY = ("gaussian", "isotropic", "mixture", "low-rank", "field")
 
+BIASES = (
+    ("dps", 0.476, 0.745),
+    ("dps-score", 0.422, 0.827),
+    ("pigdm", 0.210, 1.067),
+    ("pigdm-ode", 0.325, 1.086),
+    ("tmpd", 0.351, 0.999),
+    ("tmpd-ode", 0.860, 0.894),
+    ("sda", 0.367, 0.835),
+    ("sda-0.1", 0.225, 0.898),
+    ("sda-1", 0.289, 1.339),
+    ("lgd", 0.245, 0.926),
+    ("flowdas", 0.213, 0.934),
+    ("flowchef", 0.417, 1.262),
+)
+"""Guidance -> mean error and variance ratio on the anisotropic Gaussian."""
+
 BANDS: tuple[Band, ...] = (
     *_calibrated("exact", EVERY, CHANCE, 0.07),
-    *(Band("exact", problem, "ksd", 0.4, 2.0, CHANCE) for problem in EVERY),
+    *(Band("exact", problem, "ksd", 0.3, 2.7, "one in a hundred, exact draws") for problem in EVERY),
     Band("exact", "mixture", "modes", 0.0, 0.045, CHANCE),
     *_calibrated("kalman", GAUSSIAN, CLASS, 0.07),
     *_calibrated("rts", GAUSSIAN, CLASS, 0.07),
@@ -90,7 +106,25 @@ BANDS: tuple[Band, ...] = (
     *_calibrated("mmps-interpolant", ("gaussian", "isotropic"), CLASS, 0.07),
     *_calibrated("pigdm", ("isotropic",), CLASS, 0.07),
     *_calibrated("tmpd", ("isotropic",), CLASS, 0.07),
-    *_calibrated("guided-particle", ("gaussian", "isotropic", "field"), CLASS, 0.07),
+    *_calibrated("guided-particle", GAUSSIAN, CLASS, 0.07),
+    *_calibrated("daps", ("gaussian", "isotropic"), DESIGN, 0.09),
+    Band("daps-published", "gaussian", "trace", 1.4, 1.75, DESIGN),
+    Band("daps-published", "isotropic", "trace", 1.4, 1.75, DESIGN),
+    Band("ddrm", "gaussian", "trace", 0.55, 0.8, DESIGN),
+    Band("ddrm", "isotropic", "trace", 0.6, 0.8, DESIGN),
+    Band("ddnm", "gaussian", "trace", 0.2, 0.8, DESIGN),
+    Band("diffpir", "isotropic", "trace", 0.5, 0.7, DESIGN),
+    Band("pnp-dm", "gaussian", "trace", 0.8, 1.1, DESIGN),
+    *(
+        Band(solver, "gaussian", statistic, value - width, value + width, MEASURED)
+        for solver, mean, trace in BIASES
+        for statistic, value, width in (("mean", mean, 0.07), ("trace", trace, 0.09))
+    ),
+    *(
+        Band(solver, "mixture", "modes", 0.0, 0.06, "four standard errors of a share of 2000")
+        for solver in ("mmps-ode", "clean-covariance", "tds", "pnp-dm")
+    ),
+    Band("bootstrap", "mixture", "modes", 0.0, 0.15, "four standard errors of an effective size of 200"),
 )
 """All bands."""
 

@@ -56,6 +56,21 @@ class Problem(NamedTuple):
     denoiser: StationaryDenoiser | None = None
 
     @property
+    def weights(self) -> Tensor:
+        """Of the prior's components."""
+        return self.law.weights
+
+    @property
+    def means(self) -> Tensor:
+        """Of the prior's components."""
+        return self.law.means
+
+    @property
+    def covariances(self) -> Tensor:
+        """Of the prior's components."""
+        return self.law.covariances
+
+    @property
     def prior(self) -> Prior:
         """The exact denoiser."""
         if self.denoiser is not None:

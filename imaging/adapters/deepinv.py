@@ -2,9 +2,9 @@
 
     physics.A(x) -> y,    physics.A_adjoint(y) -> x,    denoiser(x, sigma) -> clean image
 
-Tensors there are `(batch, channel, rows, columns)`; here any leading dims become the batch. Only the clean operator A is
-taken: the noise of a physics is not, since it is a matter of the likelihood here. Images are in [0, 1] by the library's
-convention, with sigma in the same units.
+Tensors there are `(batch, channel, rows, columns)`; here any leading dims become the batch. Only the clean operator A
+is taken: the noise of a physics is not, since it is a matter of the likelihood here. Images are in [0, 1] by the
+library's convention, with sigma in the same units.
 
 References:
     Tachella et al. (2025), DeepInverse: a Python package for solving imaging inverse problems with deep learning,
@@ -191,7 +191,7 @@ def from_deepinv_denoiser(
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise UserError("the denoiser is in training mode; call model.eval() first")
     if len(shape) != 3 or not 0 < smallest < largest:
-        raise UserError(f"shape={shape}, levels {smallest} to {largest}; expected (channel, rows, columns), 0 < smallest")
+        raise UserError(f"shape={shape}, levels {smallest}, {largest}; expected (channel, rows, columns), 0 < smallest")
     if isinstance(model, nn.Module):
         model = copy.deepcopy(model).requires_grad_(False)
     return DenoiserPrior(model, tuple(shape), spread, smallest, largest, bounds, per_image)

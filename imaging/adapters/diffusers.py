@@ -2,9 +2,9 @@ r"""A UNet of Hugging Face diffusers, with its scheduler, as a prior.
 
     x_k = sqrt(a_k) u + sqrt(1 - a_k) z,     a = scheduler.alphas_cumprod,     ratio_k = sqrt(1 / a_k - 1)
 
-The network knows the levels `ratio_k` of its training, k = 0, 1... (k = 0 is the least noise). A noisy image `u + r z` is
-scaled by sqrt(a) = 1 / sqrt(1 + r^2) and the network is asked at the step k whose level is r, with k interpolated in
-log r between two of them (time embeddings are continuous). What it gives is turned into the clean mean:
+The network knows the levels `ratio_k` of its training, k = 0, 1... (k = 0 is the least noise). A noisy image `u + r z`
+is scaled by sqrt(a) = 1 / sqrt(1 + r^2) and the network is asked at the step k whose level is r, with k interpolated
+in log r between two of them (time embeddings are continuous). What it gives is turned into the clean mean:
 
     epsilon        u = sqrt(1 + r^2) x - r eps
     v_prediction   u = ( x - r v ) / sqrt(1 + r^2)
@@ -146,7 +146,7 @@ def from_diffusers_unet(
     cumulative = getattr(scheduler, "alphas_cumprod", None)
     if cumulative is None:
         raise UserError(f"{type(scheduler).__name__} has no alphas_cumprod; expected a DDPM or DDIM scheduler")
-    prediction = _setting(scheduler, "prediction_type") or "epsilon"
+    prediction: Any = _setting(scheduler, "prediction_type") or "epsilon"
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise UserError(f"prediction type '{prediction}'; expected epsilon, v_prediction or sample")
     if isinstance(unet, nn.Module) and any(part.training for part in unet.modules()):

@@ -29,7 +29,8 @@ class PlugAndPlay(PointSolver):
     """What both share.
 
     Args:
-        level: noise level s of the denoiser, in units of the prior's spread.
+        level: noise level s of the denoiser, in units of the prior's spread. The default is a place to start; choose it
+            with `imaging.tuning`.
         iterations: of the method, one network evaluation each.
         inner: most conjugate-gradient iterations of each data step, from the last image.
         begin: conjugate-gradient iterations of the least-squares image that it starts from.

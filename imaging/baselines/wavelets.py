@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,22 +66,28 @@ class WaveletBasis:
 
     def analyse(self, x: Tensor) -> Tensor:
         """`W x`, coefficients on the grid of the image: the coarsest means first, details after them."""
-        pywt, axes = _pywavelets(), (-2, -1)
-        parts = pywt.wavedec2(x.detach().cpu().numpy(), self.wavelet, "periodization", self.levels, axes)
-        return torch.from_numpy(pywt.coeffs_to_array(parts, axes=axes)[0]).to(x)
+        pywt, coarse = _pywavelets(), x.detach().cpu().numpy()
+        coefficients = np.empty_like(coarse)
+        for _ in range(self.levels):
+            rows, columns = coarse.shape[-2] // 2, coarse.shape[-1] // 2
+            coarse, (down, along, both) = pywt.dwt2(coarse, self.wavelet, "periodization", axes=(-2, -1))
+            coefficients[..., rows : 2 * rows, :columns] = down
+            coefficients[..., :rows, columns : 2 * columns] = along
+            coefficients[..., rows : 2 * rows, columns : 2 * columns] = both
+        coefficients[..., : coarse.shape[-2], : coarse.shape[-1]] = coarse
+        return torch.from_numpy(coefficients).to(x)
 
     def synthesise(self, c: Tensor) -> Tensor:
         """`W^T c`."""
-        pywt, axes = _pywavelets(), (-2, -1)
-        array = c.detach().cpu().numpy()
-        rows, columns = array.shape[-2:]
-        parts: list[Any] = [array[..., *self.coarse(rows, columns)]]
-        for level in range(self.levels, 0, -1):
-            h, w = rows >> level, columns >> level
-            horizontal = array[..., :h, w : 2 * w]
-            vertical, diagonal = array[..., h : 2 * h, :w], array[..., h : 2 * h, w : 2 * w]
-            parts.append((vertical, horizontal, diagonal))
-        return torch.from_numpy(pywt.waverec2(parts, self.wavelet, "periodization", axes)).to(c)
+        pywt, array = _pywavelets(), c.detach().cpu().numpy()
+        coarse = array[..., *self.coarse(*array.shape[-2:])]
+        for _ in range(self.levels):
+            rows, columns = coarse.shape[-2:]
+            down = array[..., rows : 2 * rows, :columns]
+            along = array[..., :rows, columns : 2 * columns]
+            both = array[..., rows : 2 * rows, columns : 2 * columns]
+            coarse = pywt.idwt2((coarse, (down, along, both)), self.wavelet, "periodization", axes=(-2, -1))
+        return torch.from_numpy(coarse).to(c)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class WaveletCS(PointSolver):
     """Sparse wavelet coefficients by FISTA.
 
     Args:
-        strength: lambda in units of one over the prior's spread; measured on random-ellipse phantoms.
+        strength: lambda in units of one over the prior's spread; on random-ellipse phantoms the best was 3 to 6 for
+            tomography with 20 views, deblurring and super-resolution, and 1 for 8 views.
         wavelet: an orthogonal wavelet of PyWavelets.
         levels: halvings of the grid.
         coupled: channels share their coefficients' lengths (real and imaginary parts, colours).
@@ -102,7 +110,7 @@ class WaveletCS(PointSolver):
     )
     needs: ClassVar[tuple[Need, ...]] = ("linear", "gaussian")
 
-    strength: float = 10.0
+    strength: float = 5.0
     wavelet: str = "db4"
     levels: int = 3
     coupled: bool = False

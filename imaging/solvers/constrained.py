@@ -57,7 +57,8 @@ class MCG(DPS):
 
     Args:
         steps: 1000 in the paper.
-        zeta: step along the gradient, see `DPS` (1 in the paper's family of settings).
+        zeta: step along the gradient, see `DPS` (published: 1). It is one length for all numbers of values, which is
+            far too long in a handful of dimensions.
         cutoff: singular values below this share of the largest are left to the prior.
         iterations: of the pseudo-inverse, for operators without an SVD.
 
@@ -120,7 +121,8 @@ class ScoreMRI(PathSolver):
         signal_to_noise: r of the correction, whose step is `2 r^2 / mean(score^2)` (paper: 0.16).
         strength: lambda, in units of `1 / |A|^2` (paper: 1 for an operator of norm 1); below 2.
 
-    Differs from the paper: the norm of a score is its expectation's, per sample; real and imaginary parts are channels.
+    Differs from the paper: the correction's step comes from each sample's own score, so it is noisy in few dimensions
+    (and widens the spread there); real and imaginary parts are channels.
     """
 
     name: ClassVar[str] = "Score-MRI"

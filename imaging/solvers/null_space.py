@@ -23,6 +23,8 @@ class DDNM(PathSolver):
     too little spread.
 
     Args:
+        steps: 100 in the paper. In directions where the measurement is noisier than the level every level moves towards
+            it anew, so that more of them are worse there.
         eta: share of new noise, as a factor on the standard deviation (paper: 0.85).
         iterations: of the pseudo-inverse without an SVD; they regularise it.
 

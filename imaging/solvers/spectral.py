@@ -17,7 +17,8 @@ class DDRM(PathSolver):
     One forward pass a level. Good means, too little spread.
 
     Args:
-        steps: 20 in the paper; the more, the closer its step follows the path.
+        steps: 20, as in the paper. In directions where the measurement is noisier than the level every level moves
+            towards it anew, so that more of them are worse there.
         eta: share of new noise as a factor on the standard deviation (paper: 0.85).
         eta_measured: weight of the measurement where it is less noisy than the level (paper: 1).
 
@@ -33,6 +34,7 @@ class DDRM(PathSolver):
     )
     needs: ClassVar[tuple[Need, ...]] = ("svd", "white")
 
+    steps: int = 20
     eta: float = 0.85
     eta_measured: float = 1.0
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from assimilate.posterior.condition import Guidance, Problem, condition
+from assimilate.posterior.covariance import Isotropic
 from assimilate.posterior.guidance import DPS, PiGDM
-from assimilate.posterior.guidance.base import observed_residual
+from assimilate.posterior.guidance.base import isotropic_variance, observed_residual
 from assimilate.posterior.linearize import observe_flat
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers import Ancestral
@@ -89,7 +90,7 @@ class TDS(ParticleSolver):
     def solve(self, task: Task, rng: Streams) -> Solution:
         """See `Solver.solve`."""
         own = self.streams(rng)
-        path, sampler = self.path(task), Ancestral()
+        path, sampler = self.path(task), Ancestral(variance="clean")
         times, counted = self.times(task, path), self.predictor(task, path)
         x = self.initial(task, path, times, own)
         y, context, dims = task.y.to(x), Context(), task.event_dims
@@ -109,7 +110,9 @@ class TDS(ParticleSolver):
             evidence = evidence + total
             drawn = resample(x, log_weights, threshold=self.threshold, rng=own)
             x, log_weights = drawn.members, drawn.log_weights
-            unguided = Clean(select(clean.unguided.mean, drawn.ancestors))
+            # The steps of a Gaussian prior of this spread are exact; without its variance a coarse grid loses spread.
+            unknown = Isotropic(isotropic_variance(path, t, x, task.prior.spread))
+            unguided = Clean(select(clean.unguided.mean, drawn.ancestors), covariance=unknown)
             chosen = Clean(select(clean.mean, drawn.ancestors), unguided=unguided)
             before = guess.gather(-1, drawn.ancestors)
             x, ratio = sampler.step(x, t, s, chosen, ask, path, context, own, True, dims)

@@ -133,5 +133,6 @@ def test_what_it_cannot_do():
 
 def test_repr_rebuilds_the_settings():
     ring = LinearGaussian.ring(4)
-    assert "radius=2.0, inflation=1.1, relaxation=0.0, rotate=False)" in repr(LETKF(ring, 2.0, inflation=1.1))
+    said = repr(LETKF(ring, 2.0, inflation=1.1))
+    assert "inflation=1.1, prior_inflation=1.0, relaxation=0.0" in said and said.endswith("rotate=False, radius=2.0)")
     assert Identity(ring.space).positions is not None

@@ -16,7 +16,9 @@ from assimilate.posterior.predictors import Context, GaussianPredictor
 from assimilate.posterior.samplers import Ancestral, EulerMaruyama, Heun, Renoise
 from assimilate.posterior.time_grids import ratio_times, uniform_times
 from assimilate.posterior.update import gaussian_update
-from benchmarks.posterior import gaussian_problem, mixture_problem, sample, scores
+from benchmarks.scorecard.problems import gaussian_problem, mixture_problem
+from benchmarks.scorecard.sampling import sample
+from benchmarks.scorecard.statistics import scores
 from observations.base import ObservationOperator
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
@@ -40,7 +42,7 @@ ALL = [
 
 
 # Recorded biases on the anisotropic Gaussian; a change is an event, not a bug. Measured by
-# `python -m benchmarks.posterior --samples 2000`: centre of each band, widened by four times the sampling error.
+# `assimilate scorecard --problem gaussian`: centre of each band, widened by four times the sampling error.
 BANDS = [
     (TMPD(), (0.25, 0.48), (0.88, 1.04)),
     (PiGDM(), (0.16, 0.33), (0.98, 1.14)),
@@ -349,7 +351,7 @@ def test_bad_requests_speak():
         )
 
     def bare(x, t, context):
-        return GaussianPredictor(problem.covariances[0], path, problem.means[0])(x, t, context)._replace(
+        return GaussianPredictor(problem.law.covariances[0], path, problem.law.means[0])(x, t, context)._replace(
             covariance=None
         )
 

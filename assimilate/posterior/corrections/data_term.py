@@ -8,7 +8,8 @@ noise, so steps are given in units of 1 / L. Published steps belong to operators
 Gaussian noise of one standard deviation `L = ||A||^2 / sigma_y^2`.
 
 For other noises W holds the curvature of -log p at a zero residual, or 1 / variance where that is larger (a Laplace
-density has no curvature). Both numbers are per sample.
+density has no curvature); for noise that depends on the signal, 1 / variance at A(x) or at y, whichever is larger. Both
+numbers are per sample.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from assimilate.posterior.linearize import linearize
 from observations.base import LinearOperator
 from observations.likelihood import Likelihood
-from observations.noise import GaussianNoise, Noise, noise_at
+from observations.noise import GaussianNoise, Noise, SignalNoise, noise_at
 
 
 def flat_values(likelihood: Likelihood, y: Tensor, like: Tensor) -> Tensor:
@@ -46,6 +47,11 @@ def slope(likelihood: Likelihood, y: Tensor, x: Tensor) -> Tensor:
         return torch.autograd.grad(likelihood.log_prob(y, leaf).sum(), leaf)[0]
 
 
+def steady(likelihood: Likelihood) -> bool:
+    """Whether the stiffness is the same everywhere: a linear operator, and noise that does not look at the signal."""
+    return isinstance(likelihood.operator, LinearOperator) and not isinstance(likelihood.noise, SignalNoise)
+
+
 def stiffness(
     likelihood: Likelihood, y: Tensor, x: Tensor, scale: Tensor | float = 1.0, iterations: int = 20
 ) -> Tensor:
@@ -70,28 +76,37 @@ def stiffness(
         x = x[tuple(slice(0, 1) for _ in range(x.ndim - len(event)))]
     value, forward, adjoint = linearize(operator, x)
     seen = seen.expand(value.shape)
-    weights = None if isinstance(noise, GaussianNoise) else _curvature(noise_at(noise, value), value)
+    weights = None if isinstance(noise, GaussianNoise) else _curvature(noise, value, torch.where(seen, flat, value))
     # Every row starts from the same vector, whatever stands beside it.
     start = torch.randn(operator.event_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     v = start.to(x).expand(x.shape)
-    found = x.new_zeros(x.shape[: x.ndim - len(event)]).reshape(*x.shape[: x.ndim - len(event)], *(1,) * len(event))
+    found = x.new_zeros(*x.shape[: x.ndim - len(event)], *(1,) * len(event))
     for _ in range(iterations):
         length = torch.linalg.vector_norm(v, dim=event, keepdim=True)
         v = v / torch.where(length > 0, length, 1.0)
-        seen_v = forward(scale * v)
-        pulled = noise.solve(seen_v, seen) if weights is None else torch.where(seen, weights * seen_v, 0.0)  # type: ignore[attr-defined]
-        image = scale * adjoint(pulled)
+        turned = forward(scale * v)
+        if weights is None:
+            assert isinstance(noise, GaussianNoise)
+            turned = noise.solve(turned, seen)
+        else:
+            turned = torch.where(seen, weights * turned, 0.0)
+        image = scale * adjoint(turned)
         found = (v * image).sum(event, keepdim=True)
         v = image
     return found.clamp_min(0)
 
 
-def _curvature(law: Noise, value: Tensor) -> Tensor:
-    """W, `(*b, m)`, for independent values."""
+def _curvature(noise: Noise, value: Tensor, data: Tensor) -> Tensor:
+    """W, `(*b, m)`, for independent values with `A(x) = value` and `y = data`."""
+    ones = torch.ones_like(value)
+    if isinstance(noise, SignalNoise):
+        # Where nothing was counted -log p is a straight line, and the tiny variance at y = 0 says nothing of it.
+        there = torch.where(data > 0, data, value)
+        return torch.maximum(*(noise_at(noise, at).whiten(ones).square() for at in (value, there))).detach()
     with torch.enable_grad():
         residual = torch.zeros_like(value).requires_grad_()
-        first = torch.autograd.grad(law.log_prob(residual).sum(), residual, create_graph=True)[0]
+        first = torch.autograd.grad(noise.log_prob(residual).sum(), residual, create_graph=True)[0]
         second = torch.zeros_like(value)
         if first.requires_grad:
             second = -torch.autograd.grad(first.sum(), residual)[0]
-    return torch.maximum(second.nan_to_num(0.0), law.whiten(torch.ones_like(value)).square()).detach()
+    return torch.maximum(second.nan_to_num(0.0), noise.whiten(ones).square()).detach()

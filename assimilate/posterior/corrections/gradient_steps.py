@@ -4,7 +4,9 @@ r"""Gradient steps on the data term: the data half of DCDP.
 
 `L` is the stiffness of the data term, so the rate is dimensionless and stable below 2 (1 + momentum). A published
 learning rate eta for the mean of n squared residuals is `rate = 2 eta ||A||^2 / n` here: DCDP's 1e3 to 1e5 for three
-channels of 256 x 256 are 0.01 to 1 for an operator of norm 1.
+channels of 256 x 256 are 0.01 to 1 for an operator of norm 1. Where the stiffness differs from place to place
+(nonlinear operators, counts) a step that does not climb is taken back, and the sample goes on from rest at half the
+rate.
 
 References:
     Li, Zhang, Qu et al. (2024), Decoupled data consistency with diffusion purification for image restoration,
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from assimilate.posterior.condition import Problem
-from assimilate.posterior.corrections.data_term import slope, stiffness
+from assimilate.posterior.corrections.data_term import slope, steady, stiffness
 from assimilate.posterior.predictors import Clean, Context
 from observations.likelihood import Likelihood
 
@@ -65,8 +67,16 @@ class GradientSteps:
         """
         norm = stiffness(likelihood, y, x)
         rate = self.rate / torch.where(norm > 0, norm, 1.0)
-        motion = torch.zeros_like(x)
+        motion, sure = torch.zeros_like(x), steady(likelihood)
+        height = None if sure else likelihood.log_prob(y, x).reshape(rate.shape)
         for _ in range(self.steps):
             motion = self.momentum * motion + rate * slope(likelihood, y, x)
-            x = x + motion
+            trial = x + motion
+            if height is None:
+                x = trial
+                continue
+            reached = likelihood.log_prob(y, trial).reshape(rate.shape)
+            climbed = reached >= height
+            x, height = torch.where(climbed, trial, x), torch.where(climbed, reached, height)
+            motion, rate = torch.where(climbed, motion, 0.0), torch.where(climbed, rate, rate / 2)
         return x

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from assimilate.posterior.corrections.data_term import slope, stiffness
+from assimilate.posterior.corrections.data_term import slope, steady, stiffness
 from dynamics.random import Rng, normal
 from observations.likelihood import Likelihood
 
@@ -52,8 +52,12 @@ def langevin(
         return normal(rng, shape, dtype=centre.dtype, device=centre.device)
 
     w = noise()
-    h = step / (1 + stiffness(likelihood, y, centre + std * w, std))
-    for _ in range(steps):
+    stiff = stiffness(likelihood, y, centre + std * w, std)
+    for count in range(steps):
+        if count % 10 == 9 and not steady(likelihood):
+            # A walk that comes to steeper ground must shorten its steps; it never lengthens them again.
+            stiff = torch.maximum(stiff, stiffness(likelihood, y, centre + std * w, std, iterations=10))
+        h = step / (1 + stiff)
         drift = std * slope(likelihood, y, centre + std * w) - w
         w = w + h * drift + math.sqrt(2.0) * torch.sqrt(h) * noise()
     return centre + std * w

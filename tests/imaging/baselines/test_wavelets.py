@@ -55,7 +55,7 @@ class TestWithPyWavelets:
     def test_denoising_is_one_soft_threshold(self):
         # With A = I the minimiser is W^T soft(W y, lambda s^2), and the coarsest means stay.
         y = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-        solver = WaveletCS(strength=2.0, wavelet="db4", levels=2, iterations=300)
+        solver = WaveletCS(strength=2.0, wavelet="db4", levels=2, iterations=100)
         task = Task(PRIOR, Likelihood(Identity((1, 16, 16)), GaussianNoise(0.5)), y, DOUBLE)
         c = solver.basis.analyse(y)
         thresholded = c.sign() * (c.abs() - 2.0 * 0.5**2).clamp_min(0)
@@ -67,7 +67,7 @@ class TestWithPyWavelets:
         # No small step in any of 50 directions lowers the objective.
         task = Task(PRIOR, Likelihood(BlockMean((1, 16, 16), 2), GaussianNoise(0.1)), torch.rand(
             1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE), DOUBLE)  # fmt: skip
-        solver = WaveletCS(strength=5.0, wavelet="db2", levels=2, iterations=2000)
+        solver = WaveletCS(strength=5.0, wavelet="db2", levels=2, iterations=300)
         x = solver(task, rng=Streams(0)).samples[0, 0]
         directions = torch.randn(50, 1, 16, 16, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
         least = solver.objective(task, x[None])
