@@ -27,6 +27,7 @@ from assimilate.devices import device_in_words
 from assimilate.errors import UserError
 from assimilate.judging import expectations
 from assimilate.storage import add_group, safe_name, write_groups, write_rows
+from dynamics.errors import CapabilityError
 from dynamics.random import Streams
 from imaging import metrics
 from imaging.cards import Images, ImagingCard, SolverEntry
@@ -152,7 +153,7 @@ def compare(
             begin = time.perf_counter()
             solution = solver(task, rng=Streams(card.seed, len(comparison.truth), entry.samples))
             seconds = (time.perf_counter() - begin) / len(comparison.truth)
-        except (ValueError, RuntimeError, FloatingPointError) as error:
+        except (CapabilityError, FloatingPointError, RuntimeError, ValueError) as error:
             outcome.failures.append({"method": label, "error": " ".join(str(error).split())})
             continue
         solution = _picked(solution, entry, task)

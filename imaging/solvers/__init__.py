@@ -39,6 +39,7 @@ SOLVERS: dict[str, str] = {
     "red-diff": "imaging.solvers.red_diff:REDDiff",
     "tds": "imaging.solvers.twisted:TDS",
     "enkg": "imaging.solvers.ensemble_guidance:EnKG",
+    "enkg-published": "imaging.solvers.ensemble_guidance:EnKG.published",
     "diffusion-mbir": "imaging.volumes:DiffusionMBIR",
     "fbp": "imaging.baselines.direct:FilteredBackProjection",
     "pseudo-inverse": "imaging.baselines.direct:PseudoInverse",
@@ -62,10 +63,8 @@ def find_solver(name: str, **settings: Any) -> Any:
         UnknownName: no such solver.
         UserError: a setting that it does not have, or a value that it does not take.
     """
-    from assimilate.errors import UnknownName, UserError
+    from assimilate.errors import UserError
 
-    if name not in SOLVERS and ":" not in name:
-        raise UnknownName("solver", name, SOLVERS)
     try:
         return solver_class(name)(**settings)
     except (TypeError, ValueError) as error:
@@ -76,12 +75,16 @@ def solver_class(name: str) -> Any:
     """The class (or preset) behind a name.
 
     Raises:
+        UnknownName: no such solver.
         UserError: the module or the class is not there.
     """
     from functools import reduce
     from importlib import import_module
 
-    from assimilate.errors import UserError
+    from assimilate.errors import UnknownName, UserError
+
+    if name not in SOLVERS and ":" not in name:
+        raise UnknownName("solver", name, SOLVERS)
 
     module, _, path = SOLVERS.get(name, name).partition(":")
     try:
