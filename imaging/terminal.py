@@ -13,8 +13,8 @@ from imaging.cards import ImagingCard
 from imaging.comparison import Outcome
 
 SHORT = {
-    "psnr": "PSNR", "ssim": "SSIM", "psnr_sample": "PSNR of a sample", "spread_skill": "spread / skill",
-    "coverage": "90 % holds", "chi_square": "chi2", "evaluations": "calls", "seconds": "s each",
+    "psnr": "PSNR", "ssim": "SSIM", "psnr_sample": "sample", "spread_skill": "spread", "coverage": "90 %",
+    "evaluations": "calls", "seconds": "seconds",
 }  # fmt: skip
 """Scores that are printed, under names that fit; all are in the report."""
 
@@ -33,12 +33,16 @@ def print_comparison(card: ImagingCard, outcome: Outcome, folder: Path, page: Pa
     )  # fmt: skip
     table.add_column("solver", min_width=14)
     for c in columns:
-        table.add_column(SHORT[c], justify="right")
+        table.add_column(SHORT[c], justify="right", no_wrap=True)
     for label in outcome.labels:
         found = outcome.scores[label]
         table.add_row(label, *("–" if c not in found else
                                f"{found[c]:.0f}" if c == "evaluations" else number(found[c]) for c in columns))
     console.print(table)
+    console.print(
+        "[dim]PSNR (dB) and SSIM of the mean of the samples; PSNR of one sample; spread over error; share of the truth "
+        "inside the central 90 %; network calls and seconds a picture[/]"
+    )
     for failed in outcome.failures:
         console.print(f"[red]{failed['method']} failed:[/] {failed['error']}", highlight=False)
     for one in outcome.checks:

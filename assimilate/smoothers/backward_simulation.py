@@ -23,7 +23,7 @@ from torch import Tensor
 
 from assimilate.filters.base import Exactness, FilterState
 from assimilate.filters.particle import BootstrapFilter, GuidedParticleFilter
-from assimilate.posterior.weights import Scheme, check_resampling, select
+from assimilate.posterior.weights import Scheme, check_resampling
 from assimilate.smoothers.base import SmootherInfo
 from assimilate.smoothers.controls import draw_start
 from dynamics.base import Dynamics, TransitionDensity, steps_between

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from assimilate.filters.transforms import innovation_log_likelihood, transform_weights
+from assimilate.filters.transforms import innovation_log_likelihood
 from assimilate.smoothers.controls import Controls, joint_departures, replay
 from dynamics.base import Dynamics
 from observations.likelihood import Observation
@@ -89,39 +89,71 @@ def minimise(
     mean = flat.mean(1, keepdim=True)
     anomalies = flat - mean
     weights = path.new_zeros(experiments, 1, n, dtype=torch.float64)
-    transform = torch.eye(n, dtype=torch.float64, device=path.device).expand(experiments, -1, -1)
+    root = _Root(torch.zeros_like(weights.mT), torch.ones_like(weights[:, 0, :1]))
     active = torch.ones(experiments, dtype=torch.bool, device=path.device)
     result = Minimum(controls, path, ~active, torch.zeros_like(weights[:, 0, 0]), torch.zeros_like(active).long())
     for k in range(iterations):
         if k > 0:
-            again = controls.rebuilt(mean + (weights + transform).to(flat.dtype) @ anomalies)
+            again = controls.rebuilt(mean + weights.to(flat.dtype) @ anomalies + root.shrink(anomalies))
             path = replay(dynamics, again, times, method=method)
         found = joint_departures(observations, path, method=method)
         if found is None:
             return result
-        back = torch.linalg.inv(transform)
-        spread = back @ found.spread.double()
-        departure = found.departure.double() + (weights @ spread).squeeze(1)
-        goal, root = transform_weights(spread @ spread.mT, (spread @ departure.unsqueeze(-1)).squeeze(-1))
-        step = goal.unsqueeze(1) - weights
         centre = path.mean(1, keepdim=True)
-        slopes = back.to(path.dtype) @ (path - centre).flatten(2)
-        moved = centre + ((step + root).to(path.dtype) @ slopes).reshape(path.shape)
+        spread, slopes = found.spread.double(), (path - centre).flatten(2)
+        spread, slopes = root.grow(spread), root.grow(slopes)
+        departure = found.departure.double().unsqueeze(1) + weights @ spread
+        latest, goal = _root(spread, departure)
+        step = goal - weights
         here = active & found.observed.any(-1)
+        controls_now = controls.rebuilt(mean + goal.to(flat.dtype) @ anomalies + latest.shrink(anomalies))
+        moved = step.to(path.dtype) @ slopes + latest.shrink(slopes)
+        gained = innovation_log_likelihood(spread, departure.squeeze(1), found.log_normalizer)
         result = Minimum(
-            result.controls.rebuilt(
-                _where(here, mean + (goal.unsqueeze(1) + root).to(flat.dtype) @ anomalies, result.controls.flat())
-            ),
-            _where(here, moved, result.path),
+            result.controls.rebuilt(_where(here, controls_now.flat(), result.controls.flat())),
+            _where(here, centre + moved.reshape(path.shape), result.path),
             found.observed.any(-1),
-            _where(here, innovation_log_likelihood(spread, departure, found.log_normalizer), result.log_evidence),
+            _where(here, gained, result.log_evidence),
             result.iterations + here,
         )
-        weights, transform = _where(here, goal.unsqueeze(1), weights), _where(here, root, transform)
+        # Experiments at rest run along with what they have; nothing is taken from their later runs.
+        weights, root = _where(here, goal, weights), latest
         active = here & (step.square().sum((-2, -1)) * (n - 1) > tolerance**2)
         if not bool(active.any()):
             break
     return result
+
+
+class _Root(NamedTuple):
+    """T = I + U diag(f) U^T, with as many columns of U as there are members or values, whichever is less.
+
+    Attributes:
+        vectors: U, `(E, N, r)`.
+        ratio: the eigenvalues of T that belong to U, in (0, 1], `(E, r)`.
+    """
+
+    vectors: Tensor
+    ratio: Tensor
+
+    def shrink(self, rows: Tensor) -> Tensor:
+        """T rows, for `(E, N, n)`."""
+        return self._times(self.ratio - 1, rows)
+
+    def grow(self, rows: Tensor) -> Tensor:
+        """T^-1 rows."""
+        return self._times(1 / self.ratio - 1, rows)
+
+    def _times(self, factor: Tensor, rows: Tensor) -> Tensor:
+        inside = self.vectors.mT.to(rows.dtype) @ rows
+        return rows + (self.vectors * factor.unsqueeze(-2)).to(rows.dtype) @ inside
+
+
+def _root(spread: Tensor, departure: Tensor) -> tuple[_Root, Tensor]:
+    """The square root of the posterior and its mean `(E, 1, N)`, from S `(E, N, m)` and d at weights 0 `(E, 1, m)`."""
+    c = spread.shape[1] - 1
+    u, s, vh = torch.linalg.svd(spread, full_matrices=False)
+    goal = ((departure @ vh.mT) * (s / (s.square() + c)).unsqueeze(-2)) @ u.mT
+    return _Root(u, torch.sqrt(c / (c + s.square()))), goal
 
 
 def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -183,8 +183,8 @@ class GaussNewton:
             near = tangent(cost.residual, control)
             downhill = torch.where(done.unsqueeze(-1), 0.0, -gradient)
             step = conjugate_gradient(near.normal, downhill, iterations=self.inner, tolerance=self.accuracy)
-            control, value, gradient, moved = _search(cost, control, value, gradient, step, done)
-            stalled = stalled | ~(moved | done)
+            control, value, gradient, alive = _search(cost, control, value, gradient, step, done)
+            stalled = stalled | ~(alive | done)
         return Minimum(control, value, _norm(gradient))
 
 
@@ -221,8 +221,8 @@ class LBFGS:
             if bool(done.all()):
                 break
             step = -_inverse_hessian(gradient, pairs, scale)
-            new, value, slope, moved = _search(cost, control, value, gradient, step, done)
-            stalled = stalled | ~(moved | done)
+            new, value, slope, alive = _search(cost, control, value, gradient, step, done)
+            stalled = stalled | ~(alive | done)
             travelled, change = new - control, slope - gradient
             curvature = _dot(travelled, change)
             valid = curvature > torch.finfo(curvature.dtype).eps * _dot(change, change)
@@ -248,11 +248,12 @@ def _inverse_hessian(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]
 def _search(
     cost: Cost, control: Tensor, value: Tensor, gradient: Tensor, step: Tensor, done: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Halve each row's step until its cost falls enough: control, cost, gradient, and which rows moved."""
+    """Halve each row's step until its cost falls enough: control, cost, gradient, and which rows can still gain."""
     promised = _dot(gradient, step).squeeze(-1)
     length = torch.ones_like(value)
-    # Rounding of the cost itself must not refuse the last steps.
-    slack = 10 * torch.finfo(value.dtype).eps * value.abs()
+    # Rounding of the cost itself must not refuse the last step; a row that promises no more than that has arrived.
+    rounding = torch.finfo(value.dtype).eps * value.abs()
+    slack = 10 * rounding
     for _ in range(HALVINGS):
         trial = torch.where(done.unsqueeze(-1), control, control + length.unsqueeze(-1) * step)
         found, slope = cost.slope(trial)
@@ -262,7 +263,8 @@ def _search(
         length = torch.where(enough, length, length / 2)
     keep = (enough & ~done).unsqueeze(-1)
     moved = torch.where(keep, trial, control)
-    return moved, torch.where(enough, found, value), torch.where(keep, slope, gradient), enough & ~done
+    alive = enough & ~done & (-promised > rounding)
+    return moved, torch.where(enough, found, value), torch.where(keep, slope, gradient), alive
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ def render_any(result: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     except (OSError, ValueError):
         # What is wrong with the file is said by the report of assimilations.
         ours = False
-    return render(result, out) if ours else render_assimilation(result, out)
+    if ours:
+        return render(result, out)
+    return render_assimilation(Path(result), None if out is None else Path(out))
 
 
 __all__ = ["render", "render_any"]

@@ -7,18 +7,13 @@ by their inverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from assimilate.posterior.corrections.null_space import MeasuredPart
 from assimilate.posterior.corrections.projection import AdjointStep, Replacement
-from assimilate.posterior.paths import Path
-from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers import Ancestral, PredictorCorrector, Projected, Sampler
-from dynamics.random import Rng, Streams
+from dynamics.random import Streams
 from imaging.operators.norm import operator_norm
 from imaging.solvers.base import Need, PathSolver, Solution, Solver, Task
 from imaging.solvers.guided import DPS
@@ -33,22 +28,6 @@ def measured_part(task: Task, cutoff: float = 0.0, iterations: int = 20) -> Meas
 def task_norm(task: Task) -> float:
     """The largest singular value of the task's operator."""
     return operator_norm(task.linear, dtype=task.dtype, device=task.device)
-
-
-@dataclass(frozen=True)
-class ProjectedLast(Projected):
-    """A projection that follows the displacement of a constant-gain guidance, which samplers add after their step."""
-
-    def step(
-        self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,
-        context: Context, rng: Rng, weighted: bool, event_dims: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `Sampler.step`."""
-        if weighted or clean.kick is None:
-            return super().step(x, t, s, clean, again, path, context, rng, weighted, event_dims)
-        x, _ = self.inner.step(x, t, s, clean, again, path, context, rng, False, event_dims)
-        # The caller adds the kick to what is returned, which must then be the projected state.
-        return self.projection(x + clean.kick, s, path, rng) - clean.kick, None
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ class MCG(DPS):
 
     def sampler(self, task: Task) -> Sampler:
         """DDPM, projected."""
-        return ProjectedLast(Ancestral(), Replacement(measured_part(task, self.cutoff, self.iterations)))
+        return Projected(Ancestral(), Replacement(measured_part(task, self.cutoff, self.iterations)))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def result(shape=(6, 8), *, point=False, truth=True, complex_image=False, measur
 
 
 class Checker(HTMLParser):
-    VOID = {"meta", "img", "br"}
+    VOID = ("meta", "img", "br")
 
     def __init__(self):
         super().__init__()
@@ -117,7 +117,7 @@ def test_pictures_show_each_pixel_in_its_place(tmp_path):
 
 def test_point_answers_show_no_error_bars(tmp_path):
     page, sources = page_of(result(point=True, truth=False, spread_note="the solver gives one answer"), tmp_path)
-    assert len(sources) == 3 and "Reconstruction</b>" in page and "interval" not in page.lower().replace("one interval", "")
+    assert len(sources) == 3 and "Reconstruction</b>" in page and "interval" not in page
     assert "one answer" in page and "no error bars" in page
 
 

@@ -182,7 +182,7 @@ def test_damaged_files_are_one_line(name, tmp_path):
         if ending in name:
             pytest.importorskip(library)
     (tmp_path / name).write_bytes(b"not an image at all")
-    with pytest.raises(DataError, match="cannot be read|unknown kind") as caught:
+    with pytest.raises(DataError, match=r"cannot be read|unknown kind") as caught:
         open_image(tmp_path / name)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="there is no file"):

@@ -13,7 +13,7 @@ from assimilate.posterior.corrections.projection import AdjointStep, NoisyState,
 from assimilate.posterior.guidance import DPS, ZeroOrder
 from assimilate.posterior.paths import VE, VP
 from assimilate.posterior.predictors import Context
-from benchmarks.posterior import gaussian_problem
+from benchmarks.scorecard.problems import gaussian_problem
 from dynamics.random import Streams, normal
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise

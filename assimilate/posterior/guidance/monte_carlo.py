@@ -99,9 +99,10 @@ class MonteCarlo(Guided):
             if covariance is None or self.spread == "isotropic":
                 covariance = Isotropic(isotropic_variance(problem.path, t, x, self.prior_std))
             shape = tuple(x.shape)
-            return clean.mean + torch.stack(
-                [covariance.draw(rng, shape, dtype=x.dtype, device=x.device) for _ in range(self.draws)]
-            )
+            # The spread is taken as it is: differentiating the root of a covariance is 0/0 where eigenvalues meet.
+            with torch.no_grad():
+                noise = [covariance.draw(rng, shape, dtype=x.dtype, device=x.device) for _ in range(self.draws)]
+            return clean.mean + torch.stack(noise)
         lead = x.ndim - problem.event_dims
         many = (*x.shape[:lead], self.draws, *x.shape[lead:])
         z = normal(rng, many, dtype=x.dtype, device=x.device).movedim(lead, 0)

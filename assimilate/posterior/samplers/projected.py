@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from assimilate.posterior.paths import Path
@@ -50,4 +51,6 @@ class Projected(Sampler):
         x, _ = self.inner.step(x, t, s, clean, again, path, context, rng, False, event_dims)
         if float(s) == 1.0 and not self.last:
             return x, None
-        return self.projection(x, s, path, rng), None
+        # The loop adds a constant-gain guidance's displacement to what is returned; the projection comes after it.
+        kick = torch.zeros_like(x) if clean.kick is None else clean.kick
+        return self.projection(x + kick, s, path, rng) - kick, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.posterior import gaussian_problem
+from benchmarks.scorecard.problems import gaussian_problem
 from dynamics.errors import CapabilityError
 from dynamics.random import Streams
 from imaging.solvers import find_solver

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assimilate.posterior.denoisers import StationaryDenoiser
-from benchmarks.posterior import gaussian_problem, mixture_problem
+from benchmarks.scorecard.problems import gaussian_problem, mixture_problem
 from dynamics.errors import CapabilityError
 from dynamics.random import Streams
 from imaging.operators.blur import gaussian_blur
