@@ -21,7 +21,6 @@ import math
 import torch
 from torch import Tensor
 
-from assimilate.posterior.solvers import conjugate_gradient
 from assimilate.variational.minimise import Tangent
 from dynamics.random import Rng, normal
 
@@ -38,7 +37,7 @@ def posterior_draws(near: Tangent, prior: Tensor, noise: Tensor, *, iterations: 
         noise: d, `(*b, m)`, standard normal; what it says of unobserved values does not count.
         iterations: most conjugate-gradient iterations.
     """
-    return conjugate_gradient(near.normal, prior + near.adjoint(noise), iterations=iterations, tolerance=ACCURACY)
+    return near.solve(prior + near.adjoint(noise), iterations=iterations, tolerance=ACCURACY)
 
 
 def half_log_determinant(near: Tangent, size: int) -> Tensor:

@@ -108,6 +108,18 @@ class Tangent:
         """The Gauss-Newton Hessian, `(I + G^T G) u`."""
         return u + self.adjoint(self.forward(u))
 
+    def solve(self, right: Tensor, *, iterations: int, tolerance: float) -> Tensor:
+        """`(I + G^T G)^-1 right` by conjugate gradients, `(*b, n)`.
+
+        Args:
+            right: `(*b, n)`.
+            iterations: most iterations. G^T G has no more than min(n, m) eigenvalues that are not 0, so that one more
+                would do but for rounding; twice as many are never exceeded.
+            tolerance: relative residual at which a row stops.
+        """
+        most = min(iterations, 2 * min(right.shape[-1], self.value.shape[-1]) + 5)
+        return conjugate_gradient(self.normal, right, iterations=most, tolerance=tolerance)
+
 
 def tangent(residual: Map, control: Tensor) -> Tangent:
     """The tangent of `residual` at `control`; the residual is computed once, whatever the number of products.
@@ -182,7 +194,7 @@ class GaussNewton:
                 break
             near = tangent(cost.residual, control)
             downhill = torch.where(done.unsqueeze(-1), 0.0, -gradient)
-            step = conjugate_gradient(near.normal, downhill, iterations=self.inner, tolerance=self.accuracy)
+            step = near.solve(downhill, iterations=self.inner, tolerance=self.accuracy)
             control, value, gradient, alive = _search(cost, control, value, gradient, step, done)
             stalled = stalled | ~(alive | done)
         return Minimum(control, value, _norm(gradient))
@@ -252,8 +264,7 @@ def _search(
     promised = _dot(gradient, step).squeeze(-1)
     length = torch.ones_like(value)
     # Rounding of the cost itself must not refuse the last step; a row that promises no more than that has arrived.
-    rounding = torch.finfo(value.dtype).eps * value.abs()
-    slack = 10 * rounding
+    slack = 10 * torch.finfo(value.dtype).eps * value.abs()
     for _ in range(HALVINGS):
         trial = torch.where(done.unsqueeze(-1), control, control + length.unsqueeze(-1) * step)
         found, slope = cost.slope(trial)
@@ -263,7 +274,7 @@ def _search(
         length = torch.where(enough, length, length / 2)
     keep = (enough & ~done).unsqueeze(-1)
     moved = torch.where(keep, trial, control)
-    alive = enough & ~done & (-promised > rounding)
+    alive = enough & ~done & (-promised > slack)
     return moved, torch.where(enough, found, value), torch.where(keep, slope, gradient), alive
 
 

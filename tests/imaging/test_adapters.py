@@ -78,8 +78,9 @@ def test_a_denoiser_gets_one_level_for_each_image(per_image):
 
 
 def test_a_denoiser_reconstructs():
-    prior = imaging.from_deepinv_denoiser(Wiener().eval(), (1, 8, 8), spread=0.2, largest=10.0)
+    prior = imaging.from_deepinv_denoiser(Wiener().eval(), (1, 8, 8), spread=0.2, largest=10.0, bounds=None)
     y = 0.5 + 0.3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    # Without a range, since guided means are kept within it.
     result = imaging.reconstruct(
         y, "identity", prior, "mmps", noise=0.2, samples=200, solver_settings={"steps": 60}, dtype="float64"
     )

@@ -33,8 +33,10 @@ def test_quadratic_minimum(minimiser):
     assert isinstance(minimiser, Minimiser)
     exact = torch.linalg.solve(torch.eye(N, dtype=torch.float64) + G.mT @ G, CENTRE + (G.mT @ Y.unsqueeze(-1))[..., 0])
     found = minimiser(Cost(linear, CENTRE), ZERO)
+    # A cost known to 10 eps J says no more of a gradient than sqrt(20 eps J |Hessian|).
+    largest = torch.linalg.matrix_norm(G, 2) ** 2 + 1
+    assert (found.gradient_norm <= (20 * 2.2e-16 * found.cost * largest).sqrt().clamp_min(1e-7)).all()
     # The Hessian is at least the identity: the gradient bounds the distance.
-    assert (found.gradient_norm <= 1e-7).all()
     assert ((found.control - exact).norm(dim=-1) <= found.gradient_norm + 1e-12).all()
     torch.testing.assert_close(found.cost, Cost(linear, CENTRE)(exact))
 
