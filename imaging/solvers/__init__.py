@@ -35,6 +35,7 @@ SOLVERS: dict[str, str] = {
     "sitcom": "imaging.solvers.sitcom:SITCOM",
     "daps": "imaging.solvers.daps:DAPS",
     "daps-published": "imaging.solvers.daps:DAPS.published",
+    "daps-short": "imaging.solvers.daps:DAPS.short",
     "pnp-dm": "imaging.solvers.gibbs:PnPDM",
     "red-diff": "imaging.solvers.red_diff:REDDiff",
     "tds": "imaging.solvers.twisted:TDS",

@@ -19,7 +19,9 @@ class DAPS(PathSolver):
     The Gaussian around which images are drawn is centred on the clean mean, with the variance of a clean image of
     independent values, `sigma^2 p^2 / (sigma^2 + p^2)`: on Gaussian problems the spread of the samples is then right to
     a few per cent. `DAPS.published` centres on the end of a five-step flow and takes the variance sigma^2: the scatter
-    of the flow's end is counted twice, and samples have about 1.6 times the posterior variance.
+    of the flow's end is counted twice, and samples have about 1.6 times the posterior variance. `DAPS.short` draws as
+    the published code does, by a walk that ends before it has spread: pictures are better for it, since a draw of
+    independent values is no picture, and the spread of the samples is what the length of the walk makes it.
 
     Args:
         steps: levels (200).
@@ -29,6 +31,7 @@ class DAPS(PathSolver):
         inner: "auto" draws exactly where the observation is linear with Gaussian noise, by Langevin steps otherwise.
         inner_steps: Langevin steps (100).
         inner_step: their length, dimensionless, below 2.
+        rate: largest step of a short walk, for images of spread 1/2 (1e-4); it grows with the square of the spread.
     """
 
     name: ClassVar[str] = "DAPS"
@@ -45,6 +48,7 @@ class DAPS(PathSolver):
     inner: Inner = "auto"
     inner_steps: int = 100
     inner_step: float = 0.1
+    rate: float | None = None
 
     @classmethod
     def published(cls, **settings: Any) -> DAPS:
@@ -55,11 +59,21 @@ class DAPS(PathSolver):
         """
         return cls(**{"centre": "flow", "variance": "noise", **settings})
 
+    @classmethod
+    def short(cls, **settings: Any) -> DAPS:
+        """The paper's centre and variance, and the short walk of its code.
+
+        Args:
+            settings: any other setting of the class.
+        """
+        return cls.published(**{"inner": "short", "rate": 1e-4, **settings})
+
     def guidance(self, task: Task) -> Guidance:
         """The draw around the centre."""
         return DAPSCorrection(
             centre=self.centre, variance=self.variance, prior_std=task.prior.spread, flow_steps=self.flow_steps,
             inner=self.inner, steps=self.inner_steps, step=self.inner_step,
+            rate=None if self.rate is None else self.rate * (task.prior.spread / 0.5) ** 2,
         )
 
     def sampler(self, task: Task) -> Sampler:

@@ -17,12 +17,12 @@ References:
 
 Differs from the paper: centre and variance, unless asked for; the draw is exact for linear observations with Gaussian
 noise; the likelihood has the noise's own standard deviation (the code: 0.01 whatever the noise); Langevin steps are in
-units of the stiffness and start from a draw of the Gaussian, not from its centre.
+units of the stiffness and start from a draw of the Gaussian, not from its centre, unless a short walk is asked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 from assimilate.posterior.condition import Problem
 from assimilate.posterior.corrections.draw_around import DrawAround, Inner
 from assimilate.posterior.guidance.base import isotropic_variance
+from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers import Ancestral
 from dynamics.random import Rng
@@ -45,10 +46,13 @@ class DAPS:
         variance: "matched", `rho^2 p^2 / (rho^2 + p^2)`, or "noise", `rho^2`.
         prior_std: p, in units of the state; the path's own spread by default (one a channel on an interpolant).
         flow_steps: Euler steps of the flow (5), one network evaluation each.
-        inner: how the state is drawn: "exact" (linear, Gaussian noise), "langevin" (any) or "auto".
+        inner: how the state is drawn: "exact" (linear, Gaussian noise), "langevin" (any), "auto", or "short": the walk
+            of the published code, which ends early.
         steps: Langevin steps (the paper: 100).
         step: their length, dimensionless, see `assimilate.posterior.corrections.langevin`.
         iterations: most conjugate-gradient iterations of the exact draw.
+        rate: largest step of a short walk, units of the state squared; it falls as `rho^2 / p^2` below rho = p (the
+            code's falls with the number of the step, which ties it to one grid).
 
     Exactness: exact for a Gaussian prior with independent values of spread p, biased otherwise.
 
@@ -66,6 +70,7 @@ class DAPS:
     steps: int = 100
     step: float = 0.1
     iterations: int = 100
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -81,7 +86,14 @@ class DAPS:
 
     @property
     def _draw(self) -> DrawAround:
-        return DrawAround(self.inner, self.steps, self.step, self.iterations)
+        return DrawAround(self.inner, self.steps, self.step, self.iterations, self.rate)
+
+    def _draw_at(self, t: Tensor, path: Path) -> DrawAround:
+        """The draw with the rate of this level."""
+        if self.rate is None:
+            return self._draw
+        share = path.ratio(float(t)) / (1.0 if self.prior_std is None else self.prior_std)
+        return replace(self._draw, rate=self.rate * min(1.0, share**2))
 
     def __call__(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem) -> Clean:
         """See `Guidance`."""
@@ -94,7 +106,7 @@ class DAPS:
             raise ValueError("variance='noise' is infinite where the path holds no signal; use variance='matched', or "
                              "a time grid that begins after the start")
         centre = clean.mean if self.centre == "mean" else self._flow_end(clean, x, t, context, problem, problem.rng)
-        state = self._draw(centre, variance, problem.likelihood, problem.y, problem.rng)
+        state = self._draw_at(t, problem.path)(centre, variance, problem.likelihood, problem.y, problem.rng)
         return clean._replace(mean=state, covariance=None)
 
     def _flow_end(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem, rng: Rng) -> Tensor:

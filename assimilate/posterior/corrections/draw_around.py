@@ -6,7 +6,7 @@ The data half of every split Gibbs sampler (PnP-DM) and of decoupled annealing (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from observations.base import LinearOperator
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
 
-Inner = Literal["auto", "exact", "langevin"]
+Inner = Literal["auto", "exact", "langevin", "short"]
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,26 @@ class DrawAround:
     """How a clean state is drawn around a centre.
 
     Args:
-        kind: "exact" (linear operators with Gaussian noise; an error for others), "langevin" (any), or "auto": exact
-            where it can be.
+        kind: "exact" (linear operators with Gaussian noise; an error for others), "langevin" (any), "auto": exact
+            where it can be, or "short": a walk from the centre that ends early, see `langevin`.
         steps: Langevin steps.
         step: their length, see `langevin`.
         iterations: most conjugate-gradient iterations of the exact draw.
+        rate: largest step of a short walk, units of the state squared.
     """
 
     kind: Inner = "auto"
     steps: int = 100
     step: float = 0.1
     iterations: int = 100
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.kind not in ("auto", "exact", "langevin"):
-            raise ValueError(f"inner is {self.kind!r}; expected 'auto', 'exact' or 'langevin'")
+        if self.kind not in get_args(Inner):
+            raise ValueError(f"inner is {self.kind!r}; expected one of {', '.join(get_args(Inner))}")
+        if (self.kind == "short") != (self.rate is not None and self.rate > 0):
+            raise ValueError(f"inner is {self.kind!r} and rate {self.rate}; a short walk, and only that, has a rate")
         if self.steps < 1 or not 0 < self.step < 2:
             raise ValueError(f"steps {self.steps}, step {self.step}: expected at least one step of length below 2")
 
@@ -59,8 +63,10 @@ class DrawAround:
             CapabilityError: an exact draw was asked of a likelihood that has none.
         """
         closed = isinstance(likelihood.operator, LinearOperator) and isinstance(likelihood.noise, GaussianNoise)
-        if self.kind == "langevin" or (self.kind == "auto" and not closed):
-            return langevin(centre, variance, likelihood, y, steps=self.steps, step=self.step, rng=rng)
+        if self.kind in ("langevin", "short") or (self.kind == "auto" and not closed):
+            return langevin(
+                centre, variance, likelihood, y, steps=self.steps, step=self.step, rng=rng, rate=self.rate
+            )
         if not closed:
             raise CapabilityError(
                 f"an exact draw needs a linear operator and Gaussian noise; {likelihood.operator!r} with "
