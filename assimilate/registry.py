@@ -19,6 +19,7 @@ DYNAMICS = {
     "Lorenz63": "dynamics.lorenz:Lorenz63",
     "Lorenz96": "dynamics.lorenz:Lorenz96",
     "DoubleWell": "dynamics.double_well:DoubleWell",
+    "NavierStokes": "dynamics.navier_stokes:NavierStokes",
     "RainStorms": "dynamics.radar:RainStorms",
 }
 OPERATORS = {
@@ -47,6 +48,8 @@ METHODS = {
     "LETKF": "assimilate.filters.local:LETKF",
     "KalmanFilter": "assimilate.filters.kalman:KalmanFilter",
     "RTS": "assimilate.smoothers.rts:RTS",
+    "ThreeDVar": "assimilate.variational.three_dimensional:ThreeDVar",
+    "FourDVar": "assimilate.variational.four_dimensional:FourDVar",
     "OptimalInterpolation": "assimilate.baselines.optimal_interpolation:OptimalInterpolation",
     "LinearInterpolation": "assimilate.baselines.interpolation:LinearInterpolation",
     "NearestInterpolation": "assimilate.baselines.interpolation:NearestInterpolation",
@@ -70,6 +73,17 @@ SAMPLERS = {
     "PredictorCorrector": "assimilate.posterior.samplers:PredictorCorrector",
     "Renoise": "assimilate.posterior.samplers:Renoise",
 }
+BACKGROUNDS = {
+    "DiagonalBackground": "assimilate.variational.background:DiagonalBackground",
+    "DenseBackground": "assimilate.variational.background:DenseBackground",
+    "SpectralBackground": "assimilate.variational.spectral:SpectralBackground",
+    "DiffusionBackground": "assimilate.variational.diffusion:DiffusionBackground",
+    "Hybrid": "assimilate.variational.hybrid:Hybrid",
+}
+MINIMISERS = {
+    "GaussNewton": "assimilate.variational.minimise:GaussNewton",
+    "LBFGS": "assimilate.variational.minimise:LBFGS",
+}
 KINDS: dict[str, dict[str, str]] = {
     "dynamics": DYNAMICS,
     "operator": OPERATORS,
@@ -77,6 +91,8 @@ KINDS: dict[str, dict[str, str]] = {
     "method": METHODS,
     "guidance": GUIDANCE,
     "sampler": SAMPLERS,
+    "background": BACKGROUNDS,
+    "minimiser": MINIMISERS,
 }
 """Names of each kind; a table inside a card is of the kind that its key says, `guidance = {type = "MMPS"}`."""
 

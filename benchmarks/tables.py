@@ -52,6 +52,37 @@ def table() -> str:
     return "\n".join(lines)
 
 
+IMAGING: dict[str, str] = {
+    "ct-20": "CT, 20 views",
+    "ct-8": "CT, 8 views",
+    "inpainting": "inpainting",
+    "deblur-gaussian": "Gaussian blur",
+    "deblur-motion": "motion blur",
+    "super-resolution": "super-resolution",
+    "mri-4x": "MRI, 4x",
+}
+"""Score file of an imaging card -> title."""
+
+
+def imaging() -> str:
+    """Reconstructions as Markdown: a row for each solver, a column for each card: PSNR in dB and spread over error."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for card in IMAGING:
+        file = RESULTS / f"{card}.json"
+        for row in json.loads(file.read_text()) if file.is_file() else []:
+            found.setdefault(row["method"], {}).setdefault(card, {})[row["score"]] = row["value"]
+    lines = [f"| Solver | {' | '.join(IMAGING.values())} | seconds |", "|---|" + "---:|" * (len(IMAGING) + 1)]
+    for solver, cards in found.items():
+        cells = []
+        for card in IMAGING:
+            scores = cards.get(card)
+            spread = "" if scores is None or "spread_skill" not in scores else f" ({scores['spread_skill']:.2f})"
+            cells.append("" if scores is None else f"{scores['psnr']:.1f}{spread}")
+        cost = next(iter(cards.values()))["seconds"]
+        lines.append(f"| {solver} | {' | '.join(cells)} | {cost:.1f} |")
+    return "\n".join(lines)
+
+
 def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
@@ -98,7 +129,7 @@ def _card(row: dict[str, Any] | None) -> str:
     return " / ".join(f"{v:.2f}" for v in values)
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": table, "scorecard": scorecard}
+TABLES: dict[str, Callable[[], str]] = {"results": table, "scorecard": scorecard, "imaging": imaging}
 """Name of the markers `<!-- NAME -->` and `<!-- end of NAME -->` -> what stands between them."""
 
 

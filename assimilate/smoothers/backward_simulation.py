@@ -32,8 +32,8 @@ from dynamics.errors import CapabilityError
 from dynamics.random import Rng, Streams, uniform
 from observations.likelihood import Observation
 
-PAIRS = 2**22
-"""Pairs of trajectory and particle of one experiment that are compared at a time (32 MB in float64)."""
+PAIRS = 2**19
+"""Pairs of trajectory and particle that are compared at a time (4 MB in float64, about a cache)."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _backward(x: Tensor, means: Tensor, log_weights: Tensor, numbers: Tensor) ->
         log_weights: of the particles, `(E, P)`.
         numbers: uniform, `(E, N)`.
     """
-    chunk = max(PAIRS // means.shape[1], 1)
+    chunk = max(PAIRS // (means.shape[0] * means.shape[1]), 1)
     picks = []
     for part, given in zip(x.split(chunk, 1), numbers.split(chunk, 1), strict=True):
         # Differences, not |x|^2 - 2 x m + |m|^2, which cancels where the noise is small.

@@ -8,7 +8,8 @@ With the mean u and anomalies A `(N, n)` of the controls (`controls.py`), `c = N
 
 T, the symmetric root of the posterior found so far, keeps the members as far apart as they will be in the end, so that
 the slope is taken where the posterior lies (the transform variant). The last step is not run again: states are moved
-along the slopes of the last run, which for one iteration is the ETKF, and its smoother, to the letter.
+along the slopes of the last run, which for one iteration is the ETKF, and its smoother, to the letter. A run that does
+not lower the cost is repeated half-way.
 
 References:
     Bocquet, Sakov (2014), An iterative ensemble Kalman smoother, https://doi.org/10.1002/qj.2236
@@ -27,12 +28,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from assimilate.filters.transforms import innovation_log_likelihood
 from assimilate.smoothers.controls import Controls, joint_departures, replay
 from dynamics.base import Dynamics
 from observations.likelihood import Observation
 
 
+MIDDLE = True
 class Minimum(NamedTuple):
     """The posterior ensemble of a window.
 
@@ -88,37 +89,55 @@ def minimise(
     flat = controls.flat()
     mean = flat.mean(1, keepdim=True)
     anomalies = flat - mean
-    weights = path.new_zeros(experiments, 1, n, dtype=torch.float64)
-    root = _Root(torch.zeros_like(weights.mT), torch.ones_like(weights[:, 0, :1]))
+    trial = path.new_zeros(experiments, 1, n, dtype=torch.float64)
+    root = _Root(torch.zeros_like(trial.mT), torch.ones_like(trial[:, 0, :1]))
     active = torch.ones(experiments, dtype=torch.bool, device=path.device)
-    result = Minimum(controls, path, ~active, torch.zeros_like(weights[:, 0, 0]), torch.zeros_like(active).long())
+    lowest = torch.full_like(trial[:, 0, 0], torch.inf)
+    best = trial
+    result = Minimum(controls, path, ~active, torch.zeros_like(lowest), torch.zeros_like(active).long())
     for k in range(iterations):
+        centred = mean + trial.to(flat.dtype) @ anomalies
         if k > 0:
-            again = controls.rebuilt(mean + weights.to(flat.dtype) @ anomalies + root.shrink(anomalies))
-            path = replay(dynamics, again, times, method=method)
+            # The mean runs along as a member more: the cost is a function of the weights alone.
+            again = controls.rebuilt(torch.cat([centred + root.shrink(anomalies), centred], 1))
+            both = replay(dynamics, again, times, method=method)
+            path, middle = both[:, :n], both[:, n:]
+        elif iterations > 1:
+            middle = replay(dynamics, controls.rebuilt(centred), times, method=method)
         found = joint_departures(observations, path, method=method)
         if found is None:
             return result
+        observed = found.observed.any(-1)
         centre = path.mean(1, keepdim=True)
-        spread, slopes = found.spread.double(), (path - centre).flatten(2)
-        spread, slopes = root.grow(spread), root.grow(slopes)
-        departure = found.departure.double().unsqueeze(1) + weights @ spread
-        latest, goal = _root(spread, departure)
-        step = goal - weights
-        here = active & found.observed.any(-1)
-        controls_now = controls.rebuilt(mean + goal.to(flat.dtype) @ anomalies + latest.shrink(anomalies))
-        moved = step.to(path.dtype) @ slopes + latest.shrink(slopes)
-        gained = innovation_log_likelihood(spread, departure.squeeze(1), found.log_normalizer)
+        spread, slopes = root.grow(found.spread.double()), root.grow((path - centre).flatten(2))
+        departure, cost = found.departure.double(), lowest
+        if iterations > 1:
+            alone = joint_departures(observations, middle, method=method)
+            assert alone is not None
+            cost = (n - 1) * trial.square().sum((-2, -1)) + alone.departure.double().square().sum(-1)
+            if k > 0 and MIDDLE:
+                departure = alone.departure.double()
+        departure = departure.unsqueeze(1) + trial @ spread
+        goal, latest, gained = _posterior(spread, departure)
+        step = goal - trial
+        # Only what lowers the cost is believed; the first run has nothing to beat.
+        lower = active & observed & (cost <= lowest)
+        moved = centre + (step.to(path.dtype) @ slopes + latest.shrink(slopes)).reshape(path.shape)
+        now = mean + goal.to(flat.dtype) @ anomalies + latest.shrink(anomalies)
         result = Minimum(
-            result.controls.rebuilt(_where(here, controls_now.flat(), result.controls.flat())),
-            _where(here, centre + moved.reshape(path.shape), result.path),
-            found.observed.any(-1),
-            _where(here, gained, result.log_evidence),
-            result.iterations + here,
+            result.controls.rebuilt(_where(lower, now, result.controls.flat())),
+            _where(lower, moved, result.path),
+            observed,
+            _where(lower, found.log_normalizer.double() + gained, result.log_evidence),
+            result.iterations + (active & observed),
         )
-        # Experiments at rest run along with what they have; nothing is taken from their later runs.
-        weights, root = _where(here, goal, weights), latest
-        active = here & (step.square().sum((-2, -1)) * (n - 1) > tolerance**2)
+        # A run too far is repeated half-way, with the spread it had; experiments at rest run along unchanged.
+        ahead = _where(lower, goal, best + (trial - best) / 2)
+        best, lowest = _where(lower, trial, best), torch.where(lower, cost, lowest)
+        root = _Root(*(_where(lower, new, old) for new, old in zip(latest, root, strict=True))) if k else latest
+        length = (ahead - best).square().sum((-2, -1)).sqrt() * (n - 1) ** 0.5
+        active = active & observed & (length > tolerance)
+        trial = _where(active, ahead, best)
         if not bool(active.any()):
             break
     return result
@@ -148,12 +167,25 @@ class _Root(NamedTuple):
         return rows + (self.vectors * factor.unsqueeze(-2)).to(rows.dtype) @ inside
 
 
-def _root(spread: Tensor, departure: Tensor) -> tuple[_Root, Tensor]:
-    """The square root of the posterior and its mean `(E, 1, N)`, from S `(E, N, m)` and d at weights 0 `(E, 1, m)`."""
+def _posterior(spread: Tensor, departure: Tensor) -> tuple[Tensor, _Root, Tensor]:
+    """The posterior of the linearised problem.
+
+    Args:
+        spread: S, `(E, N, m)`.
+        departure: d at weights 0, `(E, 1, m)`.
+
+    Returns:
+        Weights of the mean `(E, 1, N)`, the root, and the log evidence `(E,)` without the density of the noise at
+        zero residual.
+    """
     c = spread.shape[1] - 1
     u, s, vh = torch.linalg.svd(spread, full_matrices=False)
-    goal = ((departure @ vh.mT) * (s / (s.square() + c)).unsqueeze(-2)) @ u.mT
-    return _Root(u, torch.sqrt(c / (c + s.square()))), goal
+    seen = departure @ vh.mT
+    share = c / (c + s.square())
+    goal = (seen * (s * share / c).unsqueeze(-2)) @ u.mT
+    beyond = (departure - seen @ vh).square().sum((-2, -1))
+    misfit = (seen.square() * share.unsqueeze(-2)).sum((-2, -1)) + beyond
+    return goal, _Root(u, share.sqrt()), -0.5 * (misfit - share.log().sum(-1))
 
 
 def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -67,8 +67,10 @@ class Background(Protocol):
 def transpose(background: Background, x: Tensor) -> Tensor:
     """L^T x, `(*b, *event) -> (*b, size)`."""
     lead = x.shape[: x.ndim - len(background.event_shape)]
-    _, pullback = torch.func.vjp(background.root, x.new_zeros(*lead, background.size))
-    return pullback(x)[0]
+    with torch.enable_grad():
+        zero = x.new_zeros(*lead, background.size, requires_grad=True)
+        (found,) = torch.autograd.grad(background.root(zero), zero, x, create_graph=x.requires_grad)
+    return found
 
 
 def product(background: Background, x: Tensor) -> Tensor:

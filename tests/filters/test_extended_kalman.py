@@ -129,7 +129,7 @@ def test_what_a_square_does_to_a_gaussian():
 
 
 def test_iterations_end_at_the_mode():
-    cubic = Function(lambda x: x**3 / 10 + x, RING.space)
+    cubic = Function(RING.space, lambda x: x**3 / 10 + x)
     likelihood = Likelihood(cubic, GaussianNoise(std=0.2))
     members = RING.prior((5, 200), rng=Streams(3, 5, 200), dtype=DOUBLE)
     y = 2 * torch.randn(5, 1, 1, 6, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)

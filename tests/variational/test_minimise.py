@@ -25,7 +25,7 @@ def linear(v):
 
 def curved(v):
     """A valley: the residual bends with the control."""
-    return torch.stack([3 * (v[..., 1] - v[..., 0] ** 2 - 1), v[..., 0] - 1.0, torch.sin(v[..., 2])], -1)
+    return torch.stack([v[..., 1] - v[..., 0] ** 2 - 1, v[..., 0] - 1.0, torch.sin(v[..., 2])], -1)
 
 
 @BOTH
