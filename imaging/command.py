@@ -111,9 +111,9 @@ def print_result(result: xr.Dataset, out: Path, page: Path | None) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=str(result.attrs["title"]), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, title=result.attrs["title"], title_justify="left", title_style="bold")
     names = {
-        "residual_chi_square": "χ² of the residual", "rmse": "RMSE", "psnr": "PSNR dB", "coverage": "coverage",
+        "residual_chi_square": "χ²", "rmse": "RMSE", "psnr": "PSNR dB", "coverage": "coverage",
         "evaluations": "evaluations", "seconds": "seconds",
     }  # fmt: skip
     shown = [(key, title) for key, title in names.items() if key in result]
@@ -122,7 +122,7 @@ def print_result(result: xr.Dataset, out: Path, page: Path | None) -> None:
         shown.insert(0, ("image_std", "mean std"))
         cells.insert(0, f"{float(result['image_std'].mean()):.4g}")
     for _, title in shown:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_row(*cells)
     console.print(table)
     for note in concerns(result):

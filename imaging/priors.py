@@ -180,7 +180,8 @@ def moved(prior: Prior, device: torch.device | str | None, dtype: torch.dtype | 
 def prior_name(prior: Prior) -> str:
     """A short text for a prior: its repr if it says more than where it lies in memory."""
     text = repr(prior)
-    plain = len(text) > 300 or " object at 0x" in text or "tensor(" in text
+    # A network's repr is long and says little; its record says more.
+    plain = hasattr(prior, "record") or len(text) > 300 or " object at 0x" in text or "tensor(" in text
     return f"{type(prior).__name__}{tuple(prior.event_shape)}" if plain else text
 
 

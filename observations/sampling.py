@@ -256,6 +256,10 @@ class Matrix(LinearOperator):
 
     def svd(self) -> SVD:
         """The numerical decomposition, singular values below the round-off dropped."""
+        return self._decomposition
+
+    @cached_property
+    def _decomposition(self) -> SVD:
         u, s, vh = torch.linalg.svd(self.array, full_matrices=False)
         kept = s > s[0] * max(self.array.shape) * torch.finfo(s.dtype).eps
         u, s, vh = u[:, kept], s[kept], vh[kept]

@@ -43,10 +43,10 @@ class Controls(NamedTuple):
         return start if self.noise is None else torch.cat([start, self.noise.flatten(2)], -1)
 
     def rebuilt(self, flat: Tensor) -> Controls:
-        """Controls of this shape from rows `(E, N, n)`."""
-        size = self.start[0, 0].numel()
-        noise = None if self.noise is None else flat[..., size:].reshape(self.noise.shape)
-        return Controls(flat[..., :size].reshape(self.start.shape), noise)
+        """Controls of the same events from rows `(E, M, n)` of any number of members."""
+        size, lead = self.start[0, 0].numel(), flat.shape[:2]
+        noise = None if self.noise is None else flat[..., size:].reshape(*lead, *self.noise.shape[2:])
+        return Controls(flat[..., :size].reshape(*lead, *self.start.shape[2:]), noise)
 
 
 def draw_start(
@@ -108,8 +108,11 @@ def draw_path(
     return torch.stack(states, 2), torch.stack(noises, 2) if noisy else None
 
 
-def replay(dynamics: Dynamics, controls: Controls, times: Sequence[float], *, method: str) -> Tensor:
-    """The path `(E, N, K, *event)` of controls at `times`; see `draw_path`."""
+def replay(dynamics: Dynamics, controls: Controls, times: Sequence[float], *, method: str | None) -> Tensor:
+    """The path `(E, N, K, *event)` of controls at `times`; see `draw_path`.
+
+    `method` is the name for the error if members do not stay finite; None lets them pass, for trials.
+    """
     x, noise = controls
     states, step = [x], 0
     for before, after in zip(times[:-1], times[1:], strict=True):
@@ -118,7 +121,9 @@ def replay(dynamics: Dynamics, controls: Controls, times: Sequence[float], *, me
             if noise is not None:
                 x = x + noise[:, :, step]
             step += 1
-        states.append(check_finite(x, method, after, before, "members after the forecast"))
+        if method is not None:
+            check_finite(x, method, after, before, "members after the forecast")
+        states.append(x)
     return torch.stack(states, 2)
 
 

@@ -1,4 +1,4 @@
-"""The HTML page of a reconstruction."""
+"""The HTML page of a reconstruction: pictures, numbers, what was assumed, where it comes from."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def _number(value: xr.DataArray) -> str:
 
 
 def _title(result: xr.Dataset) -> str:
-    return str(result.attrs.get("title", "Reconstruction"))
+    return _sentence(str(result.attrs.get("title", "Reconstruction")))
 
 
 def _known(attrs: dict, key: str, text: str) -> str:

@@ -28,6 +28,7 @@ SOLVERS: dict[str, str] = {
     "smld": "imaging.solvers.langevin:SMLD",
     "noised-measurements": "imaging.solvers.langevin:NoisedMeasurements",
     "diffpir": "imaging.solvers.proximal:DiffPIR",
+    "diffpir-calibrated": "imaging.solvers.proximal:DiffPIR.calibrated",
     "dds": "imaging.solvers.krylov:DDS",
     "dcdp": "imaging.solvers.purification:DCDP",
     "dcdp-tweedie": "imaging.solvers.purification:DCDP.tweedie",

@@ -128,3 +128,59 @@ def test_an_imaging_card_is_told_by_its_images(tmp_path):
     (tmp_path / "a.toml").write_text("[images]\n")
     (tmp_path / "b.toml").write_text("[truth]\n")
     assert is_imaging(tmp_path / "a.toml") and not is_imaging(tmp_path / "b.toml")
+
+CARD = """
+title = "small"
+noise = 0.05
+prior = "phantom-64"
+[images]
+count = 1
+[operator]
+type = "inpainting"
+missing = 0.5
+[[solver]]
+type = "clean-covariance"
+label = "ours"
+steps = 3
+samples = 2
+[[expected]]
+method = "ours"
+score = "psnr"
+min = 99.0
+source = "more than is possible"
+"""
+
+
+def test_the_command_runs_an_imaging_card(tmp_path, capsys):
+    from assimilate.cli import run_app
+
+    (tmp_path / "small.toml").write_text(CARD)
+    arguments = ["run", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out"), "--set", "images.seed=4"]
+    assert run_app(arguments) == 0
+    assert run_app([*arguments, "--check", "--no-report"]) == 1
+    printed = capsys.readouterr()
+    assert "ours" in printed.out and "PSNR" in printed.err
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert run_app(["run", str(tmp_path / "small.toml"), "--set", "image.seed=4"]) == 2
+    assert "did you mean 'images'" in capsys.readouterr().err
+    assert run_app(["run", "ct-200"]) == 2
+    assert "did you mean 'ct-20'" in capsys.readouterr().err
+
+
+def test_the_command_trains_a_prior_on_a_folder_of_pictures(tmp_path, capsys):
+    import numpy as np
+
+    from assimilate.cli import run_app
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(4):
+        np.save(folder / f"{k}.npy", np.random.default_rng(k).random((20, 20), dtype=np.float32))
+    changes = ["images.source=folder", f"images.path={folder}", "images.size=16", "images.count=40",
+               "fit.training.steps=2", "fit.training.batch=4", "fit.training.held_out_every=0",
+               "fit.network.widths=[4, 6]", "fit.network.blocks=1"]
+    flags = [part for change in changes for part in ("--set", change)]
+    assert run_app(["fit", "phantom-64", "--out", str(tmp_path / "mine.safetensors"), *flags]) == 0
+    prior = load_prior(str(tmp_path / "mine.safetensors"))
+    assert prior.event_shape == (1, 16, 16) and "folder" in prior.data["pictures"]
+    assert not (tmp_path / "mine.safetensors.parts").exists()
