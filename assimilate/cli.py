@@ -265,7 +265,7 @@ def _compare(path: Path, changes: list[str], out: Path | None, device: str, *, r
     folder = out or Path("out") / path.stem
     _reach(path)
     outcome = compare(card, folder, name=path.stem, device=find_device(device), say=print_scores)
-    page = render(folder) if report and outcome.scores else None
+    page = render(folder / "result.nc") if report and outcome.scores else None
     print_comparison(card, outcome, folder, page)
     if outcome.failures or (check and not all(c["passed"] for c in outcome.checks)):
         raise typer.Exit(1)

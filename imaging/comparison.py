@@ -142,7 +142,7 @@ def compare(
     solvers = [(entry, *_tuned(entry, card, device)) for entry in card.solver]
     file = folder / "result.nc"
     write_groups(file, {"truth": _pictures(comparison.truth), "measurements": _measured(comparison.y)}, {
-        "title": card.title, "description": card.description, "source": card.source, "card": name,
+        "kind": "comparison", "title": card.title, "description": card.description, "source": card.source, "card": name,
         "settings": card.model_dump_json(indent=2, exclude_defaults=True), "seed": card.seed,
     })  # fmt: skip
     outcome = Outcome()

@@ -30,9 +30,10 @@ SHOWN = 3
 """Pictures in the figure."""
 
 
-def render(folder: Path) -> Path:
-    """Write the page of the `result.nc` in a folder and return its path."""
-    with xr.open_datatree(folder / "result.nc") as tree:
+def render(file: Path, out: Path | None = None) -> Path:
+    """Write the page of a result file beside it (or to the folder `out`) and return its path."""
+    folder = out or file.parent
+    with xr.open_datatree(file) as tree:
         groups = {name: node.to_dataset().load() for name, node in tree.children.items()}
         attrs = {str(k): v for k, v in tree.attrs.items()}
     labels = json.loads(attrs["labels"])

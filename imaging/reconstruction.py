@@ -146,7 +146,7 @@ def _solve(
     together = at_once or samples_at_once(
         task.prior, task.event_shape, backpropagates=solver.backpropagates, dtype=task.dtype, device=task.device
     )
-    whole = bool(getattr(solver, "couples", False))
+    whole = solver.couples
     began = time.perf_counter()
     parts: list[list[Tensor]] = []
     evaluations, evidence, done = 0, [], 0

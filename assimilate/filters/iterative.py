@@ -1,4 +1,4 @@
-"""The iterative ensemble Kalman filter (IEnKF): each observation corrects the state before it, and the model runs again.
+"""The iterative ensemble Kalman filter (IEnKF): an observation corrects the state before it, the model runs again.
 
     window      the states at the last `lag` analyses and the forecast to y_k
     analysis    Gauss-Newton steps over the window's first state (and model noise), `smoothers/gauss_newton.py`
@@ -58,7 +58,8 @@ class IEnKF:
     Args:
         dynamics: the system, with additive noise or none; only `step` is used.
         lag: how many analyses the window reaches back (1).
-        iterations: most Gauss-Newton steps (10); with `lag = 1`, 1 is the ETKF.
+        iterations: most runs of the model in search of the minimum (10), beside the forecast before and the run of the
+            posterior after it; with `lag = 1`, 1 is the ETKF and runs nothing again.
         tolerance: a step shorter than this many prior standard deviations is the last (0.01).
         inflation: factor of the anomalies of the window after the analysis, dimensionless (1: none).
         rotate: whether a random rotation that keeps mean and covariance follows the analysis.
@@ -102,9 +103,7 @@ class IEnKF:
         new, drawn = draw_path(self.dynamics, state.path[:, :, -1], (last, time), rng=rng, method=self.name)
         background = new[:, :, -1]
         inside = steps_between(self.dynamics, state.times[0], last)
-        noise = join_noise(
-            state.path, state.noise, inside, drawn, steps_between(self.dynamics, last, time)
-        )
+        noise = join_noise(state.path, state.noise, inside, drawn, steps_between(self.dynamics, last, time))
         window = WindowState(torch.cat([state.path, new[:, :, 1:]], 2), noise, (*state.times, float(time)))
         experiments, n = background.shape[:2]
         evidence = background.new_zeros(experiments)

@@ -95,9 +95,7 @@ class EnKS:
         ess = x.new_full((x.shape[0],), float(members))
         return path, SmootherInfo(evidence.to(x.dtype), ess)
 
-    def _correct(
-        self, path: Tensor, observation: Observation, times: Sequence[float], k: int, rng: Rng
-    ) -> Tensor:
+    def _correct(self, path: Tensor, observation: Observation, times: Sequence[float], k: int, rng: Rng) -> Tensor:
         """Correct the path in place, as far back as the lag reaches; returns the log evidence `(E,)`."""
         first = first_within(times, k, self.lag)
         found = gaussian_departures(observation, path[:, :, k], method=self.name)

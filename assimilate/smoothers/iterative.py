@@ -39,7 +39,8 @@ class IEnKS:
         dynamics: the system, with additive noise or none; only `prior` and `step` are used.
         lag: length of the sliding window in the time unit of the dynamics; None (default) solves the whole window at
             once, infinity goes through it observation by observation and back to the start each time.
-        iterations: most Gauss-Newton steps of a window (10); with 1 this is the EnKS with the square root.
+        iterations: most runs of the model in search of a window's minimum (10), beside the forecast before and the
+            run of the posterior after it; 1 is one linear step and runs nothing again, with infinite lag the EnKS.
         tolerance: a step shorter than this many prior standard deviations is the last (0.01).
 
     The log evidence is that of the problem linearised at the last run; exact in the limit of many members for linear

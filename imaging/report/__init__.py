@@ -49,18 +49,21 @@ def render(result: Any, out: str | os.PathLike[str] | None = None) -> Path:
 
 
 def render_any(result: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """The page of a reconstruction or of an assimilation, whichever the file holds."""
+    """The page of a reconstruction, of a comparison of solvers or of an assimilation, whichever the file holds."""
     from assimilate.report import render as render_assimilation
+    from imaging.gallery import render as render_comparison
 
     file = Path(result) / "result.nc" if Path(result).is_dir() else Path(result)
     try:
         with xr.open_dataset(file) as opened:
-            ours = opened.attrs.get("kind") == "reconstruction"
+            kind = opened.attrs.get("kind")
     except (OSError, ValueError):
         # What is wrong with the file is said by the report of assimilations.
-        ours = False
-    if ours:
+        kind = None
+    if kind == "reconstruction":
         return render(result, out)
+    if kind == "comparison":
+        return render_comparison(file, None if out is None else Path(out))
     return render_assimilation(Path(result), None if out is None else Path(out))
 
 

@@ -145,6 +145,7 @@ class Solver(ABC):
             "mean": a prior that gives the clean mean (a consistency model gives a draw).
         backpropagates: whether it differentiates through the network.
         exactness: see the module docstring.
+        couples: whether samples come from one ensemble, which is best run once and not in parts.
     """
 
     name: ClassVar[str]
@@ -152,6 +153,7 @@ class Solver(ABC):
     needs: ClassVar[tuple[Need, ...]] = ()
     backpropagates: ClassVar[bool] = False
     exactness: ClassVar[Exactness] = "biased"
+    couples: ClassVar[bool] = False
 
     def __call__(self, task: Task, *, rng: Streams) -> Solution:
         """Check the needs, draw samples and check that they are finite.

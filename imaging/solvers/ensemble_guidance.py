@@ -58,6 +58,7 @@ class EnKG(ParticleSolver):
         "method for inverse problems, https://arxiv.org/abs/2409.20175"
     )
     needs: ClassVar[tuple[Need, ...]] = ("gaussian",)
+    couples: ClassVar[bool] = True
 
     steps: int = 80
     particles: int = 512

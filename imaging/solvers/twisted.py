@@ -59,6 +59,7 @@ class TDS(ParticleSolver):
         "diffusion models, https://arxiv.org/abs/2306.17775"
     )
     needs: ClassVar[tuple[Need, ...]] = ("mean",)
+    couples: ClassVar[bool] = True
     backpropagates: ClassVar[bool] = True
     exactness: ClassVar[Exactness] = "consistent"
 

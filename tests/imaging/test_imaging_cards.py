@@ -76,7 +76,7 @@ def test_a_comparison_writes_scores_pictures_and_a_page(tmp_path):
     assert outcome.scores["A+"].keys().isdisjoint({"spread_skill", "psnr_sample"})
     assert found["evaluations"] == 12
     assert outcome.checks[0]["passed"]
-    page = render(tmp_path).read_text()
+    page = render(tmp_path / "result.nc").read_text()
     for piece in ("Scores", "posterior", "data:image/png", "Provenance"):
         assert piece in page
     assert (tmp_path / "figures" / "reconstructions.png").stat().st_size > 5000
@@ -160,7 +160,11 @@ def test_the_command_runs_an_imaging_card(tmp_path, capsys):
     assert run_app([*arguments, "--check", "--no-report"]) == 1
     printed = capsys.readouterr()
     assert "ours" in printed.out and "PSNR" in printed.err
-    assert (tmp_path / "out" / "report.html").is_file()
+    page = tmp_path / "out" / "report.html"
+    page.unlink()
+    assert run_app(["report", str(tmp_path / "out")]) == 0
+    assert "Reconstructions" in page.read_text()
+    capsys.readouterr()
     assert run_app(["run", str(tmp_path / "small.toml"), "--set", "image.seed=4"]) == 2
     assert "did you mean 'images'" in capsys.readouterr().err
     assert run_app(["run", "ct-200"]) == 2

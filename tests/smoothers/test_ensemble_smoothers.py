@@ -1,4 +1,4 @@
-"""Ensemble and particle smoothers on a linear Gaussian system: the law of the RTS smoother, at the rate they promise."""
+"""Ensemble and particle smoothers on a linear Gaussian system: the law of the RTS smoother, at the promised rate."""
 
 import math
 from dataclasses import replace
@@ -108,7 +108,8 @@ def test_nothing_to_see_leaves_the_prior(method):
 
 @EVERY
 def test_a_known_first_state_stays(method):
-    known = torch.randn(EXPERIMENTS, 1, CELLS, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)
+    # The state from which the window was made.
+    known = RING.prior((EXPERIMENTS, 1), rng=Streams(7, EXPERIMENTS, 1).at(0), dtype=DOUBLE)[:, 0]
     n = 200
     exact = RTS(RING).moments(SEEN, TIMES, initial=known)
     paths, _ = method.solve(SEEN, TIMES, n, rng=Streams(5, EXPERIMENTS, n), initial=known)
@@ -179,28 +180,33 @@ def test_trajectories_of_backward_simulation_are_trajectories():
     # Without the past joining the future, neighbours would be independent: what is measured is far from 0.
     assert (between(wanted) / scale).abs().max() > 0.5
     distinct = [len(torch.unique(paths[e, :, 0, 0, 0])) for e in range(3)]
-    assert min(distinct) > 100
+    # All of 800 trajectories have a common ancestor in few lines of the filter; these begin in many places.
+    assert min(distinct) > 50
 
 
 def test_iterations_follow_a_nonlinear_model():
-    """Lorenz-63 for 0.6, well seen in the end: from the smoothed start the model leads to what was seen."""
+    """Lorenz-63 for 0.4, well seen in the end: from the smoothed start the model leads to what was seen."""
     system = Lorenz63(dt=0.05, prior_mean=(1.5, -1.5, 25.5), prior_covariance=((2.0, 0, 0), (0, 2.0, 0), (0, 0, 2.0)))
-    rng, steps = Streams(7, 16, 1), 12
-    truth = system.prior((16, 1), rng=rng.at(0), dtype=DOUBLE)
+    rng, steps = Streams(7, 32, 1), 8
+    truth = system.prior((32, 1), rng=rng.at(0), dtype=DOUBLE)
     for _ in range(steps):
         truth = system.step(truth, 0.0, rng=None)
     likelihood = Likelihood(Mask(system.space, torch.arange(3)), GaussianNoise(std=0.3))
     seen = [None, Observation(likelihood, likelihood.sample(truth, rng=rng.at(1)))]
-    error = {}
-    for name, method in (("EnKS", EnKS(system)), ("IEnKS", IEnKS(system)), ("MDA", ESMDA(system, assimilations=8))):
-        paths, _ = method.solve(seen, (0.0, 0.6), 20, rng=Streams(2, 16, 20))
+    misfit = {}
+    for name, method in (
+        ("EnKS", EnKS(system)),
+        ("IEnKS", IEnKS(system, iterations=30)),
+        ("ES-MDA", ESMDA(system, assimilations=8)),
+    ):
+        paths, _ = method.solve(seen, (0.0, 0.4), 20, rng=Streams(2, 32, 20))
         x = paths[:, :, 0].mean(1, keepdim=True)
         for _ in range(steps):
             x = system.step(x, 0.0, rng=None)
-        error[name] = float((x - truth).square().mean((-2, -1)).sqrt().median())
-    # No better than the observations, but as good; one linear update from the start is far from it.
-    assert error["IEnKS"] < 0.4 and error["MDA"] < 0.6
-    assert error["EnKS"] > 2 * error["IEnKS"]
+        misfit[name] = likelihood.residual(seen[1].y, x).square().sum((-2, -1))
+    # Three values of misfit about 1 each, less what the start takes up; chi-square of 3 is above 16 once in a thousand.
+    assert misfit["IEnKS"].max() < 16 and misfit["ES-MDA"].max() < 16
+    assert misfit["IEnKS"].median() < 3 and misfit["EnKS"].median() > 6
 
 
 def test_what_they_refuse():
@@ -209,7 +215,7 @@ def test_what_they_refuse():
         EnKS(RING, lag=-1.0)
     with pytest.raises(ValueError, match="analysis is 'both'"):
         EnKS(RING, analysis="both")
-    with pytest.raises(ValueError, match="sums to 1.5"):
+    with pytest.raises(ValueError, match=r"sums to 1\.5"):
         ESMDA(RING, factors=(1.0, 2.0))
     with pytest.raises(ValueError, match="iterations is 0"):
         IEnKS(RING, iterations=0)
