@@ -197,6 +197,8 @@ class Scores(Table):
     """Thresholds in units of the data."""
     weights: Literal["area", "equal"] = "area"
     """Whether cells count by their areas."""
+    diverged: float | None = Field(None, gt=0)
+    """Time-mean RMSE of an experiment, in Space units, above which it has diverged: it is left out of `rmse_time`."""
 
 
 class Expected(Table):

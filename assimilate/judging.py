@@ -10,13 +10,13 @@ import torch
 import xarray as xr
 
 from assimilate.results import moment_space
-from assimilate.verification import Estimated, compare, own_scores, rank_histogram, scores, series, statistics
+from assimilate.verification import Estimated, compare, diverged, own_scores, rank_histogram, scores, series, statistics
 
 if TYPE_CHECKING:
     from assimilate.cards import Card
     from assimilate.problem import Examiners, Problem
 
-ENSEMBLE = ("rmse", "mae", "nrmse", "crps", "crps_fair", "rmse_member", "nrmse_member", "spread_skill")
+ENSEMBLE = ("rmse", "rmse_time", "mae", "nrmse", "crps", "crps_fair", "rmse_member", "nrmse_member", "spread_skill")
 
 
 class Judge:
@@ -61,6 +61,9 @@ class Judge:
         whole = _joined(pooled)
         found = series(whole).rename({n: f"score_{n}" for n in series(whole).data_vars})
         analysis = analysis.assign({n: ("time", v.values) for n, v in found.data_vars.items()})
+        lost = diverged(whole, self.problem.scoring)
+        if lost:
+            analysis = analysis.assign_attrs(diverged_experiments=lost)
         ranks = rank_histogram(whole, self.problem.scoring)
         return analysis if ranks is None else analysis.assign(ranks)
 
@@ -70,7 +73,8 @@ class Judge:
         names: list[str] = []
         if problem.truth is not None:
             unit = problem.scoring.threshold_unit
-            names += [*ENSEMBLE, *(f"csi_{t:g}{unit}" for t in problem.scoring.thresholds)]
+            names += [*ENSEMBLE, *(["diverged"] if problem.scoring.diverged is not None else [])]
+            names += [*(f"csi_{t:g}{unit}" for t in problem.scoring.thresholds)]
         if problem.examiners is not None:
             names += [f"withheld_{n}" for n in ENSEMBLE if not n.startswith("nrmse")]
         return [*names, "ess", "log_evidence", "seconds"]

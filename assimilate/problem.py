@@ -84,6 +84,7 @@ class Problem:
             scores.csi.unit if scores.csi else "",
             scores.drop,
             scores.weights,
+            scores.diverged,
         )
 
     def initial(self) -> tuple[xr.Dataset | None, float | tuple[float, ...] | None]:

@@ -4,6 +4,8 @@ A score such as an RMSE is not the mean of the RMSEs of parts. So each part of a
 turned into *statistics*, means over its cells that can be pooled, and a score is a function of the pooled ones:
 
     rmse         sqrt(<(m - x)^2>)                       m ensemble mean, x truth, <> over times, channels and cells
+    rmse_time    mean over times of the RMSE of each time, as published for filters (DAPPER's rmse.a)
+    diverged     number of experiments whose own rmse_time is above a limit; rmse_time is the mean over the others
     mae          <|m - x|>
     nrmse        sqrt(<(m - x)^2>) / sqrt(<x^2>)         in normalised units (x - offset) / scale
     crps         <sum_i w_i |x_i - x| - 1/2 sum_ij w_i w_j |x_i - x_j|>     the ensemble's own distribution ("ecdf")
@@ -46,6 +48,8 @@ RANK_MEMBERS = 20
 """Members of the rank histogram: 21 ranks."""
 SCORES = {
     "rmse": "root-mean-square error of the mean",
+    "rmse_time": "root-mean-square error of the mean at each time, averaged over times",
+    "diverged": "experiments with an error above the limit of divergence; not in rmse_time",
     "rmse_member": "root-mean-square error of one member",
     "nrmse": "error of the mean over the size of the truth, normalised units",
     "nrmse_member": "error of one member over the size of the truth, normalised units",
@@ -71,6 +75,8 @@ class Scoring:
         threshold_unit: short unit in its name: csi_1mm.
         drop: times at the beginning that are not scored.
         weights: "area" (cells count by their areas) or "equal".
+        diverged: `rmse_time` of an experiment, in Space units, above which it has diverged; None: no such limit. Where
+            all are above it the method is that bad, and none has diverged.
     """
 
     offset: tuple[float, ...] = (0.0,)
@@ -79,6 +85,7 @@ class Scoring:
     threshold_unit: str = ""
     drop: int = 0
     weights: str = "area"
+    diverged: float | None = None
 
 
 def statistics(
@@ -197,13 +204,17 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
         return float(x.mean())
 
     square = np.sqrt(mean["normalised_square"])
+    lost = diverged(pooled, scoring)
     out = {
         "rmse": average(np.sqrt(mean["squared_error"])),
+        "rmse_time": average(error_of_experiments(pooled, scoring).drop_sel(experiment=lost)),
         "mae": average(mean["absolute_error"]),
         "nrmse": average(np.sqrt(mean["normalised_squared_error"]) / square),
         "crps": average(mean["crps"]),
         "crps_fair": average(mean["crps_fair"]),
     }
+    if scoring.diverged is not None:
+        out["diverged"] = float(len(lost))
     if "member_squared_error" in mean:
         out["rmse_member"] = average(np.sqrt(mean["member_squared_error"]))
         out["nrmse_member"] = average(np.sqrt(mean["member_normalised_squared_error"]) / square)
@@ -215,6 +226,26 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
         happened = hits + misses + alarms
         out[f"csi_{threshold:g}{scoring.threshold_unit}"] = hits / happened if happened else float("nan")
     return out
+
+
+def error_of_experiments(pooled: xr.Dataset, scoring: Scoring) -> xr.DataArray:
+    """`rmse_time` of each experiment, (experiment), numbered from 0; one experiment where there is no such dim."""
+    some = pooled.drop_dims(["rank", "member"], errors="ignore")
+    if "time" in some.dims:
+        some = some.isel(time=slice(scoring.drop, None))
+    error = _pool(some, [d for d in ("channel",) if d in some.dims])["squared_error"] ** 0.5
+    error = error.mean("time") if "time" in error.dims else error
+    error = error if "experiment" in error.dims else error.expand_dims("experiment")
+    return error.assign_coords(experiment=np.arange(error.sizes["experiment"]))
+
+
+def diverged(pooled: xr.Dataset, scoring: Scoring | None = None) -> list[int]:
+    """Numbers of the experiments that have diverged; see `Scoring.diverged`."""
+    scoring = scoring or Scoring()
+    if scoring.diverged is None:
+        return []
+    above = (error_of_experiments(pooled, scoring) > scoring.diverged).values
+    return [] if above.all() else [int(k) for k in np.flatnonzero(above)]
 
 
 def series(pooled: xr.Dataset) -> xr.Dataset:
@@ -270,7 +301,7 @@ def own_scores(analysis: xr.Dataset) -> dict[str, float]:
 
 def units_of(score: str, working: str) -> str:
     """Units of a score, given those of the state in tensors."""
-    if score in ("rmse", "mae", "crps", "crps_fair", "rmse_member"):
+    if score in ("rmse", "rmse_time", "mae", "crps", "crps_fair", "rmse_member"):
         return working
     return {"seconds": "s", "ess": "members", "log_evidence": "nat"}.get(score, "1")
 

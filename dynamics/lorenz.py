@@ -111,7 +111,8 @@ class Lorenz96:
         forcing: F (8: chaotic).
         dt: length of an RK4 step (0.05, "6 hours" of Lorenz and Emanuel 1998).
         noise_std: standard deviation of the noise of one step, in the units of the state (0: deterministic).
-        prior_mean: mean of each variable in the prior law (2.3, the climate's for F = 8, measured).
+        prior_mean: mean of the variables in the prior law, one number for all or n numbers (2.3, the climate's for
+            F = 8, measured).
         prior_std: standard deviation of each variable in the prior law (3.6, measured likewise).
     """
 
@@ -119,7 +120,7 @@ class Lorenz96:
     forcing: float = 8.0
     dt: float = 0.05
     noise_std: float = 0.0
-    prior_mean: float = 2.3
+    prior_mean: float | tuple[float, ...] = 2.3
     prior_std: float = 3.6
 
     @cached_property
@@ -142,8 +143,9 @@ class Lorenz96:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Independent draws of N(prior_mean, prior_std^2), `(*shape, 1, n)`."""
+        mean = torch.tensor(self.prior_mean, dtype=dtype, device=device)
         noise = normal(rng, (*shape, 1, self.size), dtype=dtype, device=device)
-        return self.prior_mean + self.prior_std * noise
+        return mean + self.prior_std * noise
 
     def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
         """One RK4 step and its noise, `(*b, 1, n)`."""

@@ -138,9 +138,9 @@ def test_the_same_problem_three_ways():
 def test_a_lag_of_zero_is_the_filter_and_a_fixed_lag_looks_that_far():
     n = 800
     rng = Streams(8, EXPERIMENTS, n)
-    paths, _ = EnKS(RING, lag=0.0).solve(SEEN, TIMES, n, rng=rng)
+    paths, _ = EnKS(RING, lag=0.0, inflation=1.1).solve(SEEN, TIMES, n, rng=rng)
     again = Streams(8, EXPERIMENTS, n)
-    filtering, x = ETKF(RING), RING.prior((EXPERIMENTS, n), rng=again, dtype=DOUBLE)
+    filtering, x = ETKF(RING, inflation=1.1), RING.prior((EXPERIMENTS, n), rng=again, dtype=DOUBLE)
     state = filtering.init(x)
     for k, observation in enumerate(SEEN):
         state, _ = filtering.step(state, observation, TIMES[k], rng=again)
