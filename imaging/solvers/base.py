@@ -210,8 +210,8 @@ class PathSolver(Solver):
         smallest: last noise level before the clean image; default: the prior's.
         exponent: spacing of the levels (Karras et al.'s rho, 7).
         start: noise level to start from, on the pseudo-inverse of the measurement instead of pure noise ("come closer,
-            diffuse faster"); None = from noise. Starts from the adjoint for operators that are not linear make no
-            sense, so those need None.
+            diffuse faster"), for linear operators; singular values below a tenth of the largest are left out. None =
+            from noise.
 
     References:
         Chung, Sim, Ye (2022), Come-closer-diffuse-faster: accelerating conditional diffusion models for inverse
@@ -254,7 +254,7 @@ class PathSolver(Solver):
         c = path.coefficients(times[0], z)
         if self.start is None:
             return c.noise * z
-        return c.beta * pseudo_inverse(task.linear, task.y.to(z), iterations=20) + c.noise * z
+        return c.beta * pseudo_inverse(task.linear, task.y.to(z), iterations=20, cutoff=0.1) + c.noise * z
 
     def check(self, task: Task) -> None:
         """See `Solver.check`; a start needs a linear operator."""

@@ -66,7 +66,7 @@ class REDDiff(Solver):
         unit, pixels = 2 * prior.spread, torch.Size(task.event_shape).numel()
         mu = prior.spread * normal(rng, shape, dtype=task.dtype, device=task.device)
         if isinstance(likelihood.operator, LinearOperator):
-            mu = pseudo_inverse(task.linear, y, iterations=20).expand(shape).clone()
+            mu = pseudo_inverse(task.linear, y, iterations=20, cutoff=0.1).expand(shape).clone()
         size = likelihood.operator.obs_size
         variance = gaussian_noise(likelihood).variance(size, dtype=task.dtype, device=task.device).mean()
         seen = (~torch.isnan(flat_values(likelihood, y, mu))).sum(-1).clamp_min(1)

@@ -174,3 +174,15 @@ def test_settings_are_checked():
         Restoration(Spectrum.of_measurement(operator, y), -math.pi)
     with pytest.raises(ValueError, match="importance weight"):
         NullSpace(operator, y, 0.2).step(y, y, y, Clean(y), None, VE(), Context(), generator(), True, 1)
+
+
+def test_a_cutoff_leaves_small_singular_values_out_of_the_pseudo_inverse():
+    from assimilate.posterior.corrections.least_squares import pseudo_inverse
+    from observations.sampling import Matrix
+
+    operator = Matrix((3,), torch.diag(torch.tensor([2.0, 1.0, 1e-9])))
+    y = torch.tensor([2.0, 3.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(pseudo_inverse(operator, y, cutoff=0.1), torch.tensor([1.0, 3.0, 0.0]).double())
+    assert float(pseudo_inverse(operator, y)[2]) > 1e8
+    nothing = Matrix((2,), torch.zeros(2, 2))
+    assert torch.equal(pseudo_inverse(nothing, y[:2], cutoff=0.1), torch.zeros(2).double())

@@ -13,7 +13,9 @@ from assimilate.posterior.solvers import conjugate_gradient
 from observations.base import LinearOperator
 
 
-def pseudo_inverse(operator: LinearOperator, y: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+def pseudo_inverse(
+    operator: LinearOperator, y: Tensor, *, iterations: int = 100, tolerance: float = 1e-6, cutoff: float = 0.0
+) -> Tensor:
     """`A^+ y`.
 
     Args:
@@ -21,6 +23,8 @@ def pseudo_inverse(operator: LinearOperator, y: Tensor, *, iterations: int = 100
         y: `(*b, *obs)`; NaN counts as 0, which is right only where the operator itself leaves such values out.
         iterations: most iterations where there is no SVD. Few of them regularise.
         tolerance: relative residual at which a row stands still.
+        cutoff: singular values below this share of the largest are left out, where there is an SVD: the noise of y is
+            enlarged by their inverse, without limit for a blur.
 
     Returns:
         `(*b, *event)`.
@@ -28,7 +32,10 @@ def pseudo_inverse(operator: LinearOperator, y: Tensor, *, iterations: int = 100
     y = torch.nan_to_num(y, nan=0.0) if bool(torch.isnan(y).any()) else y
     svd = operator.svd()
     if svd is not None:
-        return svd.expand(svd.project_observed(y) / svd.singular.to(y))
+        singular = svd.singular.to(y)
+        limit = cutoff * float(singular.amax()) if len(singular) else 0.0
+        inverse = torch.where(singular > limit, 1 / singular, 0.0)
+        return svd.expand(svd.project_observed(y) * inverse)
     event = operator.event_shape
     right = operator.adjoint(y)
     lead = right.shape[: right.ndim - len(event)]
