@@ -20,6 +20,7 @@ from assimilate.posterior.covariance import Block, Covariance, Isotropic
 from assimilate.posterior.denoisers import Prior
 from assimilate.posterior.predictors import Clean
 from dynamics.random import Rng
+from imaging.wrapped_prior import WrappedPrior
 
 PRIOR_ATTRIBUTES = ("event_shape", "spread", "smallest", "largest", "bounds")
 """What a solver asks of a prior, beside calling it."""
@@ -53,7 +54,7 @@ def load_prior(prior: str | os.PathLike[str] | Prior, *, device: torch.device | 
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class Channels(WrappedPrior):
     """A prior of one channel, used on each of several channels alone.
 
     Channels are then independent: what one colour tells of another is not known to it.
@@ -81,31 +82,6 @@ class Channels:
     def event_shape(self) -> tuple[int, ...]:
         """`(count, rows, columns)`."""
         return (self.count, *self.prior.event_shape[1:])
-
-    @property
-    def spread(self) -> float:
-        """See `Prior`."""
-        return self.prior.spread
-
-    @property
-    def smallest(self) -> float:
-        """See `Prior`."""
-        return self.prior.smallest
-
-    @property
-    def largest(self) -> float:
-        """See `Prior`."""
-        return self.prior.largest
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """See `Prior`."""
-        return self.prior.bounds
-
-    @property
-    def gives(self) -> str:
-        """What one call gives, a "mean" or a "draw"."""
-        return getattr(self.prior, "gives", "mean")
 
     def __call__(self, noisy: Tensor, ratio: Tensor, condition: Tensor | None = None) -> Clean:
         """See `Prior`; the channels become one more leading dim."""

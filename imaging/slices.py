@@ -18,11 +18,12 @@ from assimilate.posterior.covariance import Covariance, Isotropic
 from assimilate.posterior.denoisers import Prior
 from assimilate.posterior.predictors import Clean
 from dynamics.random import Rng
+from imaging.wrapped_prior import WrappedPrior
 from observations.base import SVD, LinearOperator, SpaceOrShape
 
 
 @dataclass(frozen=True, eq=False)
-class SlicedPrior:
+class SlicedPrior(WrappedPrior):
     """A prior of images as one of volumes with independent slices.
 
     Args:
@@ -56,31 +57,6 @@ class SlicedPrior:
         """Shape of a volume."""
         shape = self._slice_shape
         return (*shape[: self.axis], self.slices, *shape[self.axis :])
-
-    @property
-    def spread(self) -> float:
-        """See `Prior`."""
-        return self.prior.spread
-
-    @property
-    def smallest(self) -> float:
-        """See `Prior`."""
-        return self.prior.smallest
-
-    @property
-    def largest(self) -> float:
-        """See `Prior`."""
-        return self.prior.largest
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """See `Prior`."""
-        return self.prior.bounds
-
-    @property
-    def gives(self) -> str:
-        """Whether a call gives the clean mean ("mean") or a draw ("draw")."""
-        return getattr(self.prior, "gives", "mean")
 
     def split(self, volume: Tensor) -> Tensor:
         """Volumes `(*b, *volume)` as images `(*b, slices, *image)`."""

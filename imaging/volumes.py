@@ -133,8 +133,8 @@ class DiffusionMBIR(PathSolver):
         expected = layout.event_shape
         given = task.event_shape
         slices = given[layout.axis] if layout.axis < len(given) else 1
-        if slices < 2:
-            raise CapabilityError(f"{self.name} needs a volume of at least two slices; the operator sees {given}")
+        if slices < 2 and self.strength > 0:
+            raise CapabilityError(f"{self.name} smooths across slices and needs at least two; the operator sees {given}")
         if given != (*expected[: layout.axis], slices, *expected[layout.axis + 1 :]):
             raise CapabilityError(
                 f"{self.name}: the operator sees volumes of shape {given}; slices of the prior, {expected} without dim "

@@ -106,7 +106,7 @@ def test_a_solver_that_fails_is_named_and_the_others_go_on(tmp_path):
 def test_mistakes_in_a_card_are_one_line(tmp_path):
     with pytest.raises(CardError, match="unknown key"):
         small(imags={})
-    with pytest.raises(CardError, match="needs .operator., 'noise' and 'prior'"):
+    with pytest.raises(CardError, match=r"needs .operator., 'noise' and 'prior'"):
         small(noise=0.0)
     with pytest.raises(CardError, match="labels of solvers must differ"):
         small(solver=[{"type": "dps"}, {"type": "dps"}])
