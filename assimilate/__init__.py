@@ -28,6 +28,20 @@ _PUBLIC = {
     "BootstrapFilter": "assimilate.filters.particle",
     "GuidedParticleFilter": "assimilate.filters.particle",
     "FlowDAS": "assimilate.filters.flowdas",
+    "DEnKF": "assimilate.filters.deterministic",
+    "SerialEnSRF": "assimilate.filters.serial",
+    "LocalEAKF": "assimilate.filters.serial",
+    "LocalEnKF": "assimilate.filters.local",
+    "EnKFN": "assimilate.filters.finite_size",
+    "ExtendedKalmanFilter": "assimilate.filters.extended_kalman",
+    "UnscentedKalmanFilter": "assimilate.filters.unscented_kalman",
+    "IEnKF": "assimilate.filters.iterative",
+    "EnKS": "assimilate.smoothers.ensemble_kalman",
+    "IEnKS": "assimilate.smoothers.iterative",
+    "ESMDA": "assimilate.smoothers.multiple_data",
+    "BackwardSimulation": "assimilate.smoothers.backward_simulation",
+    "ThreeDVar": "assimilate.variational.three_dimensional",
+    "FourDVar": "assimilate.variational.four_dimensional",
     "SDA": "assimilate.smoothers.sda",
     "RTS": "assimilate.smoothers.rts",
     "LinearInterpolation": "assimilate.baselines.interpolation",
@@ -84,13 +98,21 @@ if TYPE_CHECKING:
     from assimilate.baselines.optimal_interpolation import OptimalInterpolation as OptimalInterpolation
     from assimilate.errors import UserError as UserError
     from assimilate.experiment import Experiment as Experiment
+    from assimilate.filters.deterministic import DEnKF as DEnKF
     from assimilate.filters.ensemble import ETKF as ETKF
     from assimilate.filters.ensemble import EnKF as EnKF
+    from assimilate.filters.extended_kalman import ExtendedKalmanFilter as ExtendedKalmanFilter
+    from assimilate.filters.finite_size import EnKFN as EnKFN
     from assimilate.filters.flowdas import FlowDAS as FlowDAS
+    from assimilate.filters.iterative import IEnKF as IEnKF
     from assimilate.filters.kalman import KalmanFilter as KalmanFilter
     from assimilate.filters.local import LETKF as LETKF
+    from assimilate.filters.local import LocalEnKF as LocalEnKF
     from assimilate.filters.particle import BootstrapFilter as BootstrapFilter
     from assimilate.filters.particle import GuidedParticleFilter as GuidedParticleFilter
+    from assimilate.filters.serial import LocalEAKF as LocalEAKF
+    from assimilate.filters.serial import SerialEnSRF as SerialEnSRF
+    from assimilate.filters.unscented_kalman import UnscentedKalmanFilter as UnscentedKalmanFilter
     from assimilate.learning.pretrained import list_pretrained as list_pretrained
     from assimilate.learning.pretrained import load_pretrained as load_pretrained
     from assimilate.learning.recipes import fit_transition as fit_transition
@@ -98,7 +120,13 @@ if TYPE_CHECKING:
     from assimilate.report import render as render
     from assimilate.runner import run as run
     from assimilate.runner import stream as stream
+    from assimilate.smoothers.backward_simulation import BackwardSimulation as BackwardSimulation
+    from assimilate.smoothers.ensemble_kalman import EnKS as EnKS
+    from assimilate.smoothers.iterative import IEnKS as IEnKS
+    from assimilate.smoothers.multiple_data import ESMDA as ESMDA
     from assimilate.smoothers.rts import RTS as RTS
     from assimilate.smoothers.sda import SDA as SDA
+    from assimilate.variational.four_dimensional import FourDVar as FourDVar
+    from assimilate.variational.three_dimensional import ThreeDVar as ThreeDVar
     from assimilate.verification import Scoring as Scoring
     from assimilate.verification import evaluate as evaluate

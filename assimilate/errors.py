@@ -44,9 +44,11 @@ def suggestion(name: str, valid: Iterable[str], *, shown: int = 12) -> str:
     """
     names = sorted(valid)
     folded = {candidate.casefold(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
     if near:
-        return f"; did you mean '{folded[near[0]]}'?"
+        # Letters in another order are the likeliest slip.
+        swapped = [one for one in near if sorted(one) == sorted(name.casefold())]
+        return f"; did you mean '{folded[(swapped or near)[0]]}'?"
     if not names:
         return "; there is none of that kind"
     listed = ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -84,7 +84,8 @@ def method_of(
     accepted = registry.settings_of(factory)
     given: dict[str, Any] = {"space": problem.space}
     if moved is not None:
-        given |= {"dynamics": moved, "prior": moved}
+        # The prior of a smoother is the dynamics of a filter; where a class has both, its prior is another setting.
+        given |= {"dynamics": moved} if "dynamics" in accepted else {"prior": moved}
     if "observations" in accepted:
         given["observations"] = observation_list(problem)
     needed = [n for n in ("dynamics", "prior") if n in accepted and n not in given]
