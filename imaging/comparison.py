@@ -8,6 +8,7 @@ iterate but the last is looked at.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -178,19 +179,26 @@ def compare(
 def score(
     solution: Solution, comparison: Comparison, task: Task, solver: Solver, seconds: float, *, aligned: bool = False
 ) -> dict[str, float]:
-    """All scores of one solver, means over the pictures; those that a method does not have are left out."""
+    """All scores of one solver, means over the pictures.
+
+    Left out: what a method does not have, and SSIM where scikit-image (extra `imaging`) is not installed.
+    """
     truth, samples = comparison.truth, solution.samples
     if aligned:
         samples = align(samples, truth)
     mean, first = samples.mean(1), samples[:, 0]
+    similar = importlib.util.find_spec("skimage") is not None
     found = {
         "psnr": metrics.psnr(mean, truth),
-        "ssim": metrics.ssim(mean, truth),
         "nrmse": metrics.nrmse(mean, truth),
         "chi_square": metrics.chi_square(task.likelihood, task.y, solution.samples),
     }
+    if similar:
+        found["ssim"] = metrics.ssim(mean, truth)
     if solver.exactness != "point":
-        found |= {"psnr_sample": metrics.psnr(first, truth), "ssim_sample": metrics.ssim(first, truth)}
+        found["psnr_sample"] = metrics.psnr(first, truth)
+        if similar:
+            found["ssim_sample"] = metrics.ssim(first, truth)
         if samples.shape[1] > 1:
             found["spread_skill"] = metrics.spread_skill(samples, truth)
             found["coverage"] = metrics.coverage(samples, truth, margin=GREY_LEVEL / 2)

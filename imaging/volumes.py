@@ -134,7 +134,7 @@ class DiffusionMBIR(PathSolver):
         given = task.event_shape
         slices = given[layout.axis] if layout.axis < len(given) else 1
         if slices < 2 and self.strength > 0:
-            raise CapabilityError(f"{self.name} smooths across slices and needs at least two; the operator sees {given}")
+            raise CapabilityError(f"{self.name} smooths across slices and needs two or more; the operator sees {given}")
         if given != (*expected[: layout.axis], slices, *expected[layout.axis + 1 :]):
             raise CapabilityError(
                 f"{self.name}: the operator sees volumes of shape {given}; slices of the prior, {expected} without dim "

@@ -24,6 +24,8 @@ QUICK = {"steps": 12, "particles": 32, "levels": 5}
 
 def quick(name):
     """The solver of a name with few steps, and a small task that it can solve, or a skip."""
+    if name == "wavelet":
+        pytest.importorskip("pywt")
     if name == "diffusion-mbir":
         pytest.skip("needs a volume: tests/imaging/test_volumes.py")
     solver = find_solver(name)

@@ -28,7 +28,10 @@ def test_solvers_of_a_card_can_run(name):
         for values in entry.tune.values():
             assert len(set(values)) == len(values) > 1
         first = {key: values[0] for key, values in entry.tune.items()}
-        solver_class(entry.type)(**entry.settings(), **first).check(task)
+        try:
+            solver_class(entry.type)(**entry.settings(), **first).check(task)
+        except UserError as error:
+            assert "pip install" in str(error)
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name not in COMPARISONS])
