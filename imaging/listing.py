@@ -29,7 +29,19 @@ def rows_of(what: str) -> list[dict[str, Any]]:
         return solver_rows()
     if what not in LISTS:
         raise UnknownName("list", what, (*LISTS, "solvers"))
-    return rows_of_engine(what) + (operator_rows() if what == "operators" else [])
+    ours = {"operators": operator_rows, "cards": card_rows}
+    return rows_of_engine(what) + (ours[what]() if what in ours else [])
+
+
+def card_rows() -> list[dict[str, Any]]:
+    """One row for each imaging card: name, summary, solvers, file."""
+    from imaging.cards import load, shipped
+
+    cards = {name: (load(path), path) for name, path in shipped().items()}
+    return [
+        {"name": name, "summary": card.title, "methods": [entry.title for entry in card.solver], "file": str(path)}
+        for name, (card, path) in cards.items()
+    ]
 
 
 def solver_rows() -> list[dict[str, Any]]:
