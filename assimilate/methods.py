@@ -83,13 +83,13 @@ def method_of(
     factory, _ = registry.check("method", spec, where)
     accepted = registry.settings_of(factory)
     given: dict[str, Any] = {"space": problem.space}
+    # The prior of a smoother is the dynamics of a filter; where a class has both, its prior is another setting.
+    argument = "dynamics" if "dynamics" in accepted else "prior"
     if moved is not None:
-        # The prior of a smoother is the dynamics of a filter; where a class has both, its prior is another setting.
-        given |= {"dynamics": moved} if "dynamics" in accepted else {"prior": moved}
+        given[argument] = moved
     if "observations" in accepted:
         given["observations"] = observation_list(problem)
-    needed = [n for n in ("dynamics", "prior") if n in accepted and n not in given]
-    if needed:
+    if argument in accepted and argument not in given:
         raise CardError(f"{where}: {entry.type} needs 'transition' or 'dynamics'")
     registry.check("method", spec, where, given=given)
     return registry.build("method", spec, where, **given)

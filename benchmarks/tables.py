@@ -24,6 +24,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "florence-1": ("the same, 1 %", ("rmse", "crps", "spread_skill")),
     "lorenz63": ("`lorenz63`, 15 steps", ("nrmse", "nrmse_member")),
     "lorenz63-long": ("`lorenz63-long`, 60 steps", ("nrmse", "ess")),
+    "lorenz63-variants": ("`lorenz63-variants`, the same steps", ("nrmse",)),
     "lorenz63-cold": ("`lorenz63-cold`, 400 steps", ("rmse", "crps")),
     "double-well": ("`double-well`, 60 steps", ("crps_fair", "log_evidence")),
 }
