@@ -19,7 +19,14 @@ FILTERS = {
     "GuidedParticleFilter": {"members": 2000},
     "ThreeDVar": {"background": {"type": "DenseBackground", "preset": "prior"}},
 }
-SMOOTHERS = {"RTS": {}, "EnKS": {}, "IEnKS": {}, "ESMDA": {}, "BackwardSimulation": {"particles": 4000, "guided": True}, "FourDVar": {}}
+SMOOTHERS = {
+    "RTS": {},
+    "EnKS": {},
+    "IEnKS": {},
+    "ESMDA": {},
+    "BackwardSimulation": {"particles": 4000, "guided": True},
+    "FourDVar": {"constraint": "weak"},
+}
 
 
 def errors(methods, tmp_path):
