@@ -71,8 +71,6 @@ class SolverEntry(BaseModel):
     """Settings to choose among on the validation pictures: name -> candidates."""
     pick: Literal["residual"] | None = None
     """Keep one of the samples: the one whose residual is least (never the one nearest to the truth)."""
-    by_slice: bool = False
-    """Run slice by slice on a volume."""
 
     def settings(self) -> dict[str, Any]:
         """The keys that belong to the class."""

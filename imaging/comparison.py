@@ -25,7 +25,6 @@ from torch import Tensor
 from assimilate import __version__, registry
 from assimilate.cards import Component
 from assimilate.devices import device_in_words
-from assimilate.errors import UserError
 from assimilate.judging import expectations
 from assimilate.storage import add_group, safe_name, write_groups, write_rows
 from dynamics.errors import CapabilityError
@@ -37,7 +36,7 @@ from imaging.phantoms import volume
 from imaging.pictures import Pictures
 from imaging.priors import load_prior
 from imaging.slices import PerSlice, SlicedPrior
-from imaging.solvers import solver_class
+from imaging.solvers import find_solver
 from imaging.solvers.base import Solution, Solver, Task
 from imaging.tuning import tune
 from observations.likelihood import Likelihood
@@ -139,8 +138,13 @@ def compare(
     Raises:
         UserError: the card asks for something that is not there.
     """
+    # Everything that can be wrong is found before the first file is written.
+    names = {entry.prior or str(card.prior) for entry in card.solver}
+    priors = {name: load_prior(name, device=device) for name in sorted(names)}
     comparison = Comparison.of(card, device)
-    solvers = [(entry, *_tuned(entry, card, device)) for entry in card.solver]
+    tuned = any(entry.tune for entry in card.solver)
+    validation = Comparison.of(card, device, validation=True) if tuned else None
+    solvers = [(entry, *_tuned(entry, priors[entry.prior or str(card.prior)], validation)) for entry in card.solver]
     file = folder / "result.nc"
     write_groups(file, {"truth": _pictures(comparison.truth), "measurements": _measured(comparison.y)}, {
         "kind": "comparison", "title": card.title, "description": card.description, "source": card.source, "card": name,
@@ -149,7 +153,7 @@ def compare(
     outcome = Outcome()
     for entry, solver, told in solvers:
         label = entry.title
-        task = comparison.task(load_prior(entry.prior or str(card.prior), device=device))
+        task = comparison.task(priors[entry.prior or str(card.prior)])
         try:
             begin = time.perf_counter()
             solution = solver(task, rng=Streams(card.seed, len(comparison.truth), entry.samples))
@@ -241,28 +245,19 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _tuned(entry: SolverEntry, card: ImagingCard, device: torch.device | str) -> tuple[Solver, str]:
+def _tuned(entry: SolverEntry, prior: Any, validation: Comparison | None) -> tuple[Solver, str]:
     """The solver with its settings, chosen on the validation pictures where it has candidates."""
-    make = solver_class(entry.type)
     settings = entry.settings()
-    if not entry.tune:
-        return _made(make, settings, entry), ""
-    comparison = Comparison.of(card, device, validation=True)
-    task = comparison.task(load_prior(entry.prior or str(card.prior), device=device))
+    if not entry.tune or validation is None:
+        return find_solver(entry.type, **settings), ""
     tuned = tune(
-        lambda **candidate: _made(make, settings | candidate, entry),
-        entry.tune, [task], [comparison.truth], seed=card.seed + 1, samples=entry.samples,
+        lambda **candidate: find_solver(entry.type, **settings | candidate),
+        entry.tune, [validation.task(prior)], [validation.truth],
+        seed=validation.card.seed + 1, samples=entry.samples,
     )  # fmt: skip
     edge = tuned.table.attrs.get("at_edge")
-    told = f"{tuned.solver!r}; chosen on {len(comparison.truth)} validation pictures"
+    told = f"{tuned.solver!r}; chosen on {len(validation.truth)} validation pictures"
     return tuned.solver, told + (f", {edge} at the edge of what was tried" if edge else "")
-
-
-def _made(make: Any, settings: dict[str, Any], entry: SolverEntry) -> Solver:
-    try:
-        return make(**settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"solver[{entry.title}]: {error}") from error
 
 
 def _picked(solution: Solution, entry: SolverEntry, task: Task) -> Solution:

@@ -119,6 +119,7 @@ def test_mistakes_in_a_card_are_one_line(tmp_path):
         compare(small(solver=[{"type": "ddrm", "stepps": 3}]), tmp_path, name="small")
     with pytest.raises(UserError, match="unknown prior"):
         compare(small(solver=SMALL["solver"][3:]), tmp_path, name="small")
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
 
 
 def test_half_a_turn_and_a_shift_are_undone():
