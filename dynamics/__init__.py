@@ -11,6 +11,7 @@ from dynamics.lorenz import FLOWDAS_CENTER, FLOWDAS_SCALE, Lorenz63, Lorenz96
 from dynamics.navier_stokes import NavierStokes
 from dynamics.random import Rng, Streams, normal, uniform
 from dynamics.space import Coordinate, Field, Identity, LogOnePlus, Space
+from dynamics.truncated import Truncated
 
 DISTRIBUTION = "assimilate-da"
 
@@ -39,6 +40,7 @@ __all__ = [
     "SpaceMismatch",
     "Streams",
     "TransitionDensity",
+    "Truncated",
     "advance",
     "check_dynamics",
     "florence",

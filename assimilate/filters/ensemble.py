@@ -226,6 +226,25 @@ def global_analysis(flat: Tensor, background: Tensor, found: Departures) -> Anal
     return Analysis(flat.reshape(background.shape), anywhere(found.observed, background), evidence.to(flat.dtype))
 
 
+def smoothed(
+    method: EnsembleKalmanFilter, earlier: Tensor, ahead: Tensor, observation: Observation, time: float, *, rng: Rng
+) -> Tensor:
+    """Earlier states after an observation of later ones: the lag-one smoother of an ensemble Kalman filter.
+
+    Args:
+        method: gives the analysis, its localisation and its spread settings.
+        earlier: `(E, N, *event)`.
+        ahead: the members at the time of the observation, drawn from `earlier` one by one, `(E, N, *event)`.
+        observation: of `ahead`.
+        time: of the observation.
+        rng: for methods that draw.
+    """
+    found = gaussian_departures(observation, ahead, method=method.name)
+    analysis = method._analyse(earlier, found, observation, rng=rng)
+    before = FilterState(earlier, uniform_log_weights(earlier), time)
+    return finish(method, before, earlier, analysis, found, time, rng)[0].members
+
+
 def unobserved(state: FilterState, background: Tensor, time: float) -> tuple[FilterState, Info]:
     """The result of a step without observation: the forecast, log evidence 0."""
     experiments, n = background.shape[:2]

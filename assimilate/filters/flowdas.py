@@ -15,6 +15,15 @@ With the Foellmer diffusion (`Ancestral`, `EulerMaruyama("foellmer")`) and exact
 weights collapse whatever the guidance, so above `weight_limit` observed values none are used, and the members are
 draws of `p(x_k | x_{k-1}^i, y_k)` as good as the guidance makes them.
 
+Without weights nothing corrects x_{k-1}: a member that starts wrong stays wrong but for what one step of noise can
+mend. With `smoothing` the step follows the exact factorisation
+
+    p(x_{k-1}, x_k | y_1..k) = p(x_{k-1} | y_1..k) p(x_k | x_{k-1}, y_k)
+
+in which y_k enters twice and is counted once: a local ensemble Kalman filter moves x_{k-1}, with weights from unguided
+draws of x_k (which know the transition's own noise), and the guided transition then draws x_k. It is what localised
+weights would do, without their collapse; exact for linear-Gaussian systems and exact guidance as members grow.
+
 References:
     Chen et al. (2024), FlowDAS: a stochastic interpolant-based framework for data assimilation,
     https://arxiv.org/abs/2501.16642
@@ -26,25 +35,43 @@ over steps (`FlowDAS.published`); the gain, the clean mean and the diffusion fol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite, forecast
+from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite
+from assimilate.filters.ensemble import EnsembleKalmanFilter, smoothed
 from assimilate.filters.particle import weigh
 from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Guidance
 from assimilate.posterior.guidance import JacobianFree, MonteCarlo
-from assimilate.posterior.samplers import EulerMaruyama, Sampler
+from assimilate.posterior.predictors import Context
+from assimilate.posterior.samplers import EulerMaruyama, Sample, Sampler
 from assimilate.posterior.time_grids import uniform_times
-from assimilate.posterior.transition import Bounded, GenerativePrior, GenerativeTransition, draw
-from assimilate.posterior.weights import Scheme, effective_sample_size, resample
+from assimilate.posterior.transition import Bounded, GenerativePrior, GenerativeTransition, Historical, draw
+from assimilate.posterior.weights import Scheme, effective_sample_size, resample, select
 from dynamics.base import steps_between
 from dynamics.random import Rng, Streams
 from observations.likelihood import Observation
 
 Weights = Literal["auto", "global", "none"]
+
+
+class FlowState(NamedTuple):
+    """A weighted ensemble and the states that each member came through.
+
+    Attributes:
+        members: `(E, N, *event)`.
+        log_weights: `(E, N)`, normalised.
+        time: in the time unit of the dynamics.
+        past: `(E, N, h, *event)`, earlier states, newest first; h = 0 unless the transition looks at them.
+    """
+
+    members: Tensor
+    log_weights: Tensor
+    time: float
+    past: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,8 +91,13 @@ class FlowDAS(EnsembleFilter):
         threshold: share of the members below which the effective sample size triggers resampling.
         antithetic: draw the noise of the members in mirrored pairs: the ensemble mean of a nearly Gaussian posterior
             then loses no `1 / N` of its variance. For ensembles without weights; needs `Streams` and an even number.
+        smoothing: an ensemble Kalman filter (LETKF, ETKF...) that moves the previous states where there are no weights;
+            its inflation and relaxation act on them. None: they stay.
 
     Exactness: consistent for the learned transition with global weights, biased without.
+
+    A transition that looks at several past states (`Historical`) is given each member's own: they are resampled with
+    it.
     """
 
     name: ClassVar[str] = "FlowDAS"
@@ -80,6 +112,7 @@ class FlowDAS(EnsembleFilter):
     resampling: Scheme = "systematic"
     threshold: float = 0.5
     antithetic: bool = False
+    smoothing: EnsembleKalmanFilter | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -137,54 +170,103 @@ class FlowDAS(EnsembleFilter):
             weights="none",
         )
 
+    def init(self, members: Tensor, time: float = 0.0) -> FlowState:
+        """Equal weights on the members `(E, N, *event)`, at `time`, without a past."""
+        first = super().init(members, time)
+        return FlowState(*first, members.new_zeros(*members.shape[:2], 0, *members.shape[2:]))
+
     def step(
-        self, state: FilterState, observation: Observation | None, time: float, *, rng: Rng
-    ) -> tuple[FilterState, Info]:
+        self, state: FilterState | FlowState, observation: Observation | None, time: float, *, rng: Rng
+    ) -> tuple[FlowState, Info]:
         """See `Filter.step`: resample, forecast to one step before `time`, then draw the guided step and weigh."""
         if self.antithetic:
             if not isinstance(rng, Streams):
                 raise ValueError("antithetic noise needs Streams(seed, experiments, members) as rng, not a generator")
             rng = rng.mirrored()
         start = resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
+        past = state.past if isinstance(state, FlowState) else state.members[:, :, None][:, :, :0]
+        if bool(start.triggered.any()):
+            past = select(past, start.ancestors)
         seen = 0 if observation is None else most_observed(observation)
         weighted = seen > 0 and (self.weights == "global" or (self.weights == "auto" and seen <= self.weight_limit))
-        members, ratio, context = start.members, None, None
-        moving = steps_between(self.dynamics, state.time, time) > 0
-        if not moving and seen and not weighted and isinstance(self.dynamics, GenerativePrior):
+        guided = self.guidance if seen else None
+        members, ratio, weighting = start.members, None, None
+        steps = steps_between(self.dynamics, state.time, time)
+        for k in range(steps):
+            before = state.time + k * self.dynamics.dt
+            last = k == steps - 1
+            if last and self.smoothing is not None and observation is not None and seen and not weighted:
+                ahead = self._draw(members, self._context(members, before, past), before, None, None, rng=rng).x
+                members = smoothed(self.smoothing, members, self._within(ahead), observation, time, rng=rng)
+                weighting = "local"
+            sample = self._draw(
+                members, self._context(members, before, past), before, observation if last else None,
+                guided if last else None, rng=rng, weighted=weighted and last,
+            )
+            past = self._remembered(members, past)
+            members, ratio = self._within(sample.x), sample.log_ratio
+        if not steps and guided is not None and not weighted and isinstance(self.dynamics, GenerativePrior):
             # Members of a prior ensemble that cannot be weighed: draw from p(x | y) by the same guidance instead.
             context = self.dynamics.prior_context(members)
-        if moving or context is not None:
-            before = time - self.dynamics.dt if moving else time
-            members = forecast(self.dynamics, members, state.time, before, rng=rng, method=self.name)
-            sample = draw(
-                self.dynamics,
-                members,
-                before,
-                event_dims=members.ndim - 2,
-                rng=rng,
-                likelihood=observation.likelihood if observation is not None and seen else None,
-                y=None if observation is None else observation.y,
-                guidance=self.guidance,
-                sampler=self.sampler,
-                times=None if self.times is None else self.times.to(members.dtype),
-                weighted=weighted,
-                context=context,
-            )
-            members, ratio = sample.x, sample.log_ratio
-            if isinstance(self.dynamics, Bounded):
-                members = self.dynamics.admissible(members)
+            members = self._within(self._draw(members, context, time, observation, guided, rng=rng).x)
         if not weighted or observation is None:
             check_finite(members, self.name, time, state.time)
             # Members that were not weighed say nothing of how probable the observation was.
             evidence = members.new_full(members.shape[:1], torch.nan if seen else 0.0)
             ess = effective_sample_size(start.log_weights)
-            info = Info(None, evidence, ess, ancestors=start.ancestors, weighting="none" if seen else None)
-            return FilterState(members, start.log_weights, float(time)), info
+            weighting = (weighting or "none") if seen else None
+            info = Info(None, evidence, ess, ancestors=start.ancestors, weighting=weighting)
+            return FlowState(members, start.log_weights, float(time), past), info
         increments = observation.likelihood.log_prob(observation.y, members)
         if ratio is not None:
             increments = increments + ratio
         after, info = weigh(self.name, state.time, time, start, members, members, increments)
-        return after, info._replace(background=None, background_log_weights=None, weighting="global")
+        info = info._replace(background=None, background_log_weights=None, weighting="global")
+        return FlowState(*after, past), info
+
+    def _draw(
+        self,
+        members: Tensor,
+        context: Context,
+        time: float,
+        observation: Observation | None,
+        guidance: Guidance | None,
+        *,
+        rng: Rng,
+        weighted: bool = False,
+    ) -> Sample:
+        """One run of the transition's sampler from members at `time`."""
+        sample = draw(
+            self.dynamics,
+            members,
+            time,
+            event_dims=members.ndim - 2,
+            rng=rng,
+            likelihood=None if observation is None else observation.likelihood,
+            y=None if observation is None else observation.y,
+            guidance=guidance,
+            sampler=self.sampler,
+            times=None if self.times is None else self.times.to(members.dtype),
+            weighted=weighted,
+            context=context,
+        )
+        check_finite(sample.x, self.name, time + self.dynamics.dt, time)
+        return sample
+
+    def _context(self, members: Tensor, time: float, past: Tensor) -> Context:
+        """What the transition is told of the states so far."""
+        if isinstance(self.dynamics, Historical):
+            return self.dynamics.context(members, time, past)
+        return self.dynamics.context(members, time)
+
+    def _remembered(self, members: Tensor, past: Tensor) -> Tensor:
+        """The past of the next step, newest first, `(E, N, h, *event)`."""
+        frames = self.dynamics.frames if isinstance(self.dynamics, Historical) else 1
+        return torch.cat([members.unsqueeze(2), past], 2)[:, :, : frames - 1]
+
+    def _within(self, members: Tensor) -> Tensor:
+        """Members within the bounds of the state."""
+        return self.dynamics.admissible(members) if isinstance(self.dynamics, Bounded) else members
 
 
 def most_observed(observation: Observation) -> int:

@@ -41,7 +41,11 @@ class PublishedPredictor:
         """See `Predictor`; the condition holds the standardised previous state and the standardised forecast."""
         if context.base is None or context.condition is None:
             raise ValueError("pass context=transition.context(x, time)")
-        previous, forecast = context.condition.chunk(2, -self.transition.event_dims)
+        axis, channels = -self.transition.event_dims, len(self.transition.space.channels)
+        both = context.condition
+        previous, forecast = both.split([both.shape[axis] - channels, channels], axis)
+        if self.transition.informed:
+            previous = both
         centre = self.transition.from_model(forecast)
         spread = self.transition.path.spread(x)
         return residual_belief(self.transition.denoiser, self.path, spread, x, t, context.base, centre, previous)
@@ -101,6 +105,8 @@ class PublishedTransition:
         """Base: the previous state; condition: it and its forecast, standardised."""
         inner = self.transition.context(x, time)
         assert inner.base is not None and inner.condition is not None
+        if self.transition.informed:
+            return Context(x, inner.condition)
         forecast = self.transition.to_model(inner.base)
         return Context(x, torch.cat([inner.condition, forecast], -self.transition.event_dims))
 

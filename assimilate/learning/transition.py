@@ -154,6 +154,8 @@ class LearnedTransition:
         sampler: how `step` samples. The denoiser knows the variance of the clean state, so that few steps give the
             right spread: 8 for Lorenz-63 (Gaussian transitions), 16 for the double well (two modes).
         steps: predictor calls of one `step`.
+        informed: whether the denoiser is told the standardised forecast besides the previous state: noise that the flow
+            has carried along lies where the flow ends, not where it began.
         data: what it was trained on.
         record: how it was trained and what was measured.
     """
@@ -166,6 +168,7 @@ class LearnedTransition:
     states: Tensor = field(repr=False)
     sampler: Sampler = Ancestral(variance="clean")
     steps: int = 8
+    informed: bool = False
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -192,7 +195,10 @@ class LearnedTransition:
             time: its time; a learned transition does not depend on it.
         """
         with torch.no_grad():
-            return Context(self.mask(self.forecast(x)), self.to_model(x))
+            base, known = self.mask(self.forecast(x)), self.to_model(x)
+            if self.informed:
+                known = torch.cat([known, self.to_model(base)], -self.event_dims)
+            return Context(base, known)
 
     def to_model(self, x: Tensor) -> Tensor:
         """Space units -> the standardised coordinates that the networks see; affine, one pair of numbers a channel."""
@@ -227,6 +233,8 @@ class LearnedTransition:
         """`x` with 0 at the no-data cells."""
         return without_no_data(x, self.space)
 
+    admissible = mask
+
     def gaussian(self) -> GaussianForecast:
         """The same forecast with a Gaussian residual of the same spread: what most learned models would do."""
         from assimilate.learning.gaussian import GaussianForecast
@@ -252,6 +260,7 @@ class LearnedTransition:
             "increment": _affine(self.forecast.increments),
             "sigma_data": self.denoiser.sigma_data,
             "variance": self.denoiser.variance,
+            "informed": self.informed,
         }
         return Checkpoint(
             kind="transition",
@@ -289,6 +298,8 @@ class LearnedTransition:
             states=checkpoint.tensors["states"],
             sampler=Ancestral(variance="clean" if c["variance"] else "upper"),
             steps=c["steps"],
+            # Files written before there was a choice have none.
+            informed=c.get("informed", False),
             data=checkpoint.data,
             record=checkpoint.record,
         )

@@ -41,12 +41,14 @@ class TransitionFit:
         simulation: how data are made, if a simulator is given.
         held_out: share of the data that training does not see.
         architecture: "mlp", "unet"...
+        denoiser_architecture: the denoiser's, where it differs.
         forecast_network: settings of the forecast's network, less its sizes; None = the architecture's defaults.
         forecast: training of the forecast.
         denoiser_network: settings of the denoiser's network, less its sizes; None = width 64 for an "mlp" (it is called
             at every sampler step, and has little to learn), else the architecture's defaults.
         denoiser: training of the denoiser.
         variance: whether the denoiser also learns the residual's variance.
+        informed: whether the denoiser is told the forecast besides the previous state; see `LearnedTransition`.
         patch: size of random patches of the grid to train on; None = the whole grid.
         steps: predictor calls of one step of the transition.
         stored: states kept for the prior.
@@ -55,11 +57,13 @@ class TransitionFit:
     simulation: Simulation = Simulation()
     held_out: float = 0.1
     architecture: str = "mlp"
+    denoiser_architecture: str | None = None
     forecast_network: Mapping[str, Any] | None = None
     forecast: FitSettings = FitSettings(steps=6000, batch=2048, learning_rate=3e-3)
     denoiser_network: Mapping[str, Any] | None = None
     denoiser: FitSettings = FitSettings(steps=3000, batch=2048, learning_rate=2e-3, seed=1)
     variance: bool = True
+    informed: bool = False
     patch: tuple[int, ...] | None = None
     steps: int = 8
     stored: int = 1024
@@ -108,20 +112,26 @@ def fit_transition(
     scale = residual_std(forecast, held_out, device=device)
     path = Interpolant(power=1, scale=scale, grid_dims=dims - 1)
     outputs = channels * (2 if s.variance else 1)
-    small = {"width": 64} if s.architecture == "mlp" else None
+    architecture = s.denoiser_architecture or s.architecture
+    small = {"width": 64} if architecture == "mlp" else None
     denoiser = seeded(
         s.denoiser.seed,
         lambda: EDMDenoiser(
             sized_network(
-                s.architecture, s.denoiser_network or small, channels, outputs, context=channels, noise=True
+                architecture,
+                s.denoiser_network or small,
+                channels,
+                outputs,
+                context=channels * (2 if s.informed else 1),
+                noise=True,
             ),
             event_dims=dims,
             variance=s.variance,
         ),
     )
     second = fit(
-        denoiser, Denoising(OfPath(replace(path, scale=1.0))), _residuals(train, forecast, path, s.patch), s.denoiser,
-        held_out=_residuals(held_out, forecast, path, s.patch), progress=progress, name="denoiser", device=device,
+        denoiser, Denoising(OfPath(replace(path, scale=1.0))), _residuals(train, forecast, path, s), s.denoiser,
+        held_out=_residuals(held_out, forecast, path, s), progress=progress, name="denoiser", device=device,
         resume=None if folder is None else folder / "denoiser.safetensors",
     )
     rng = torch.Generator().manual_seed(s.denoiser.seed)
@@ -135,6 +145,7 @@ def fit_transition(
         states=stored[:, 0].clone(),
         sampler=Ancestral(variance="clean" if s.variance else "upper"),
         steps=s.steps,
+        informed=s.informed,
         data=data.described(s.held_out),
         record={"settings": repr(s), "forecast": first.record, "denoiser": second.record},
     )
@@ -179,17 +190,21 @@ def _increments(data: Trajectories, increment: Standardisation, patch: tuple[int
     return draw
 
 
-def _residuals(data: Trajectories, forecast: Forecast, path: Interpolant, patch: tuple[int, ...] | None) -> Draw:
-    """Standardised previous states and the unit residuals of the forecast made from them."""
+def _residuals(data: Trajectories, forecast: Forecast, path: Interpolant, s: TransitionFit) -> Draw:
+    """What the denoiser is told, and the unit residuals of the forecasts."""
 
     def draw(count: int, rng: torch.Generator) -> Batch:
-        pair, weight = data.windows(count, 2, rng, patch=patch)
+        pair, weight = data.windows(count, 2, rng, patch=s.patch)
         device = next(forecast.parameters()).device
         before, after = pair[:, 0].to(device), pair[:, 1].to(device)
         with torch.no_grad():
-            residual = (after - forecast(before)) / path.spread(after)
+            ahead = forecast(before)
+            residual = (after - ahead) / path.spread(after)
         if weight is not None:
             residual = residual * weight.to(device)
-        return Batch(residual, condition=forecast.standardisation.encode(before), weight=weight)
+        known = forecast.standardisation.encode(before)
+        if s.informed:
+            known = torch.cat([known, forecast.standardisation.encode(ahead)], 1)
+        return Batch(residual, condition=known, weight=weight)
 
     return draw

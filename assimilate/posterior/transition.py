@@ -61,6 +61,27 @@ class GenerativeTransition(Protocol):
 
 
 @runtime_checkable
+class Historical(Protocol):
+    """A capability of transitions that look at several past states.
+
+    Attributes:
+        frames: how many, the newest included; 1 for a transition that knows the newest alone.
+    """
+
+    frames: int
+
+    def context(self, x: Tensor, time: float, past: Tensor | None = None) -> Context:
+        """Base and condition of a step from `x`.
+
+        Args:
+            x: newest states, `(*b, *event)`.
+            time: their time.
+            past: states before them, newest first, `(*b, h, *event)`; any h, what is missing is unknown.
+        """
+        ...
+
+
+@runtime_checkable
 class GenerativePrior(Protocol):
     """A capability of transitions that can also draw a state without a past, from the same path and predictor."""
 
