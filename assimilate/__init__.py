@@ -27,6 +27,10 @@ _PUBLIC = {
     "KalmanFilter": "assimilate.filters.kalman",
     "BootstrapFilter": "assimilate.filters.particle",
     "GuidedParticleFilter": "assimilate.filters.particle",
+    "AuxiliaryFilter": "assimilate.filters.auxiliary",
+    "RegularisedFilter": "assimilate.filters.regularised",
+    "LocalParticleFilter": "assimilate.filters.local_particle",
+    "EnSF": "assimilate.filters.score_filter",
     "FlowDAS": "assimilate.filters.flowdas",
     "DEnKF": "assimilate.filters.deterministic",
     "SerialEnSRF": "assimilate.filters.serial",
@@ -98,6 +102,7 @@ if TYPE_CHECKING:
     from assimilate.baselines.optimal_interpolation import OptimalInterpolation as OptimalInterpolation
     from assimilate.errors import UserError as UserError
     from assimilate.experiment import Experiment as Experiment
+    from assimilate.filters.auxiliary import AuxiliaryFilter as AuxiliaryFilter
     from assimilate.filters.deterministic import DEnKF as DEnKF
     from assimilate.filters.ensemble import ETKF as ETKF
     from assimilate.filters.ensemble import EnKF as EnKF
@@ -108,8 +113,11 @@ if TYPE_CHECKING:
     from assimilate.filters.kalman import KalmanFilter as KalmanFilter
     from assimilate.filters.local import LETKF as LETKF
     from assimilate.filters.local import LocalEnKF as LocalEnKF
+    from assimilate.filters.local_particle import LocalParticleFilter as LocalParticleFilter
     from assimilate.filters.particle import BootstrapFilter as BootstrapFilter
     from assimilate.filters.particle import GuidedParticleFilter as GuidedParticleFilter
+    from assimilate.filters.regularised import RegularisedFilter as RegularisedFilter
+    from assimilate.filters.score_filter import EnSF as EnSF
     from assimilate.filters.serial import LocalEAKF as LocalEAKF
     from assimilate.filters.serial import SerialEnSRF as SerialEnSRF
     from assimilate.filters.unscented_kalman import UnscentedKalmanFilter as UnscentedKalmanFilter

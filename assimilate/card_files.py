@@ -1,4 +1,4 @@
-"""Card files: find, read, change and check them; messages that name file, key path and nearest valid key."""
+"""Card files: find, read and check them; messages that name file, key path and nearest valid key."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from assimilate.card_changes import called, merged, set_value
 from assimilate.cards import Card
 from assimilate.errors import CardError, UnknownName, UserError, suggestion
 
@@ -76,50 +77,54 @@ def checked(table: dict[str, Any], changes: Sequence[str], schema: type[AnyCard]
 def parse(table: Mapping[str, Any], file: str = "card", schema: type[AnyCard] = Card) -> AnyCard:  # type: ignore[assignment]
     """Check a card that was read or built; `file` is its name in messages."""
     try:
-        return schema.model_validate(table)
+        card = schema.model_validate(table)
     except ValidationError as error:
         raise CardError(f"{file}: {_first(error, table, schema)}") from None
+    if isinstance(card, Card):
+        cards_of_tasks(card, file)
+    return card
 
 
-def set_value(table: dict[str, Any], change: str, schema: type[BaseModel] = Card) -> None:
-    """Apply one `path=value` to a card's table; a method is found by its label, its type or its number.
+def cards_of_tasks(card: Card, file: str = "card") -> dict[str, Card]:
+    """The card of each task, by its name: the card itself with the keys of the task.
 
-    The value is read as TOML (`32`, `0.5`, `true`, `[1, 2]`, `"text"`), and as text when it is none of these.
+    Args:
+        card: a checked card; one without tasks has none of these.
+        file: its name in messages.
 
     Raises:
-        UserError: no `=` in it, or a path that leads through something that is not a table.
+        CardError: two tasks with one name, or a task that does not make a valid card.
     """
-    path, equals, text = change.partition("=")
-    keys = [key for key in path.strip().split(".") if key]
-    if not equals or not keys:
-        raise UserError(f"--set '{change}': expected path=value, for example method.FlowDAS.members=32")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    place: Any = table
-    for depth, key in enumerate(keys[:-1]):
-        place = _enter(place, key, ".".join(keys[: depth + 1]), change, schema)
-    if not isinstance(place, dict):
-        raise UserError(f"--set '{change}': '{'.'.join(keys[:-1])}' is not a table")
-    place[keys[-1]] = value
+    table = card.model_dump(exclude_unset=True, exclude={"task", "expected"})
+    names = [task.name for task in card.task]
+    folders = [folder_of(name) for name in names]
+    for wanted in card.expected:
+        if wanted.task is not None and wanted.task not in names:
+            raise CardError(f"{file}: expected.task: there is no task '{wanted.task}'{suggestion(wanted.task, names)}")
+    cards: dict[str, Card] = {}
+    for task, folder in zip(card.task, folders, strict=True):
+        where = f"{file}: task[{task.name}]"
+        if folders.count(folder) > 1:
+            raise CardError(f"{where}: another task has the same name, or one that makes the same folder '{folder}'")
+        changes = task.changes()
+        for key in ("task", "expected", "fit"):
+            if key in changes:
+                raise CardError(f"{where}: '{key}' belongs to the whole card; an [[expected]] entry can name a 'task'")
+        try:
+            changed = merged(table, changes, where)
+        except UserError as error:
+            raise CardError(str(error)) from None
+        changed["title"] = changes.get("title", f"{card.title}: {task.name}")
+        own = [e.model_dump(exclude_unset=True, exclude={"task"}) for e in card.expected if e.task in (None, task.name)]
+        cards[task.name] = parse(changed | {"expected": own}, where)
+    return cards
 
 
-def _enter(place: Any, key: str, path: str, change: str, schema: type[BaseModel]) -> Any:
-    if isinstance(place, list):
-        if key.isdigit() and int(key) < len(place):
-            return place[int(key)]
-        for field in ("label", "type"):
-            for entry in place:
-                if str(entry.get(field, "")).casefold() == key.casefold():
-                    return entry
-        names = [str(entry.get("label", entry.get("type"))) for entry in place]
-        raise UserError(f"--set '{change}': no entry '{key}' in '{path.rpartition('.')[0]}'{suggestion(key, names)}")
-    if not isinstance(place, dict):
-        raise UserError(f"--set '{change}': '{path}' is not a table")
-    if "." not in path and key not in schema.model_fields:
-        raise UserError(f"--set '{change}': there is no '{path}'{suggestion(key, schema.model_fields)}")
-    return place.setdefault(key, {})
+def folder_of(task: str) -> str:
+    """Name of the folder in which a task's results are."""
+    from assimilate.storage import safe_name
+
+    return safe_name(task)
 
 
 def _first(error: ValidationError, table: Mapping[str, Any], schema: type[BaseModel]) -> str:
@@ -145,7 +150,7 @@ def _path(place: Sequence[str | int], table: Mapping[str, Any]) -> str:
     for part in place:
         here = _inside(here, part)
         if isinstance(part, int):
-            name = here.get("label") or here.get("type") if isinstance(here, dict) else None
+            name = called(here) if isinstance(here, dict) else None
             parts[-1] += f"[{name or part}]"
         else:
             parts.append(part)

@@ -1,14 +1,16 @@
 """Cards: one experiment in one TOML file, checked before anything is computed.
 
     title, description, source, seed, draws
+    [data]            root, which stands for `{root}` in every `data` below
     [truth]           simulated (dynamics, steps, ...) or read from a file (data, variables, ...)
     [observations]    made from the truth (operator, noise, every, fraction) or read from a file (data, variable, noise)
     [verification]    share of the stations or observed cells that no method sees and that score it
     [initial]         where ensembles start: "prior", "known" or "perturbed"
     [[method]]        type, label, members, transition or dynamics, and the settings of the class itself
     [scores]          names, dropped cycles, normalisation, thresholds
+    [[task]]          another setting of the same experiment: a name, and any keys of the tables above that differ
     [[expected]]      a score that must come out, with its tolerance and source
-    [fit]             how to train the transition that the card uses
+    [fit]             how to train the transition that the card uses; [[fit]] with names where there are several
 
 Every key is a field below; its docstring says what it means. An unknown key is an error that names the file, the key
 path and the nearest valid key (`assimilate.card_files`).
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Table(BaseModel):
@@ -119,6 +121,13 @@ class Observations(Table):
         return self
 
 
+class Data(Table):
+    """Where files of a card lie, for cards that come without them."""
+
+    root: str
+    """Replaces `{root}` in every `data` of the card: `--set data.root=DIR` points all of them at one's own archive."""
+
+
 class Verification(Table):
     """Observations that are kept from every method and used as its examiners."""
 
@@ -135,6 +144,11 @@ class Initial(Table):
     """"perturbed": standard deviation in Space units, one number or one per channel."""
     dynamics: Component | None = None
     """"prior": the system whose prior it is; default: that of each method."""
+    transition: str | None = None
+    """"prior": a learned transition (name or checkpoint) from whose stored states members are drawn: the climate, the
+    same for all methods."""
+    frames: int = Field(1, ge=1)
+    """"known": how many true states are known, the first ones; observations begin with the state after them."""
     before: float = Field(0.0, ge=0)
     """"prior" of a file: how long before the first observation the ensemble is drawn, in `truth.time_unit`."""
 
@@ -142,8 +156,12 @@ class Initial(Table):
     def _std_where_needed(self) -> Initial:
         if (self.law == "perturbed") != (self.std is not None):
             raise ValueError("'std' goes with law = \"perturbed\", and only with it")
-        if self.law != "prior" and (self.dynamics is not None or self.before):
-            raise ValueError("'dynamics' and 'before' go with law = \"prior\"")
+        if self.law != "prior" and (self.dynamics is not None or self.transition is not None or self.before):
+            raise ValueError("'dynamics', 'transition' and 'before' go with law = \"prior\"")
+        if self.frames > 1 and self.law != "known":
+            raise ValueError("'frames' goes with law = \"known\"")
+        if self.dynamics is not None and self.transition is not None:
+            raise ValueError("give either 'dynamics' or 'transition': each says where the prior is from")
         return self
 
 
@@ -199,6 +217,29 @@ class Scores(Table):
     """Whether cells count by their areas."""
     diverged: float | None = Field(None, gt=0)
     """Time-mean RMSE of an experiment, in Space units, above which it has diverged: it is left out of `rmse_time`."""
+    reference: str | None = None
+    """Label of a method that is as good as the truth's own law, such as a filter with the true model and many members:
+    the others are scored by their distance from it (`assimilate.reference`)."""
+
+
+class Task(BaseModel):
+    """One of several settings of a card, run in a folder of its own and compared in one table.
+
+    Every key but the name is one of the card, and what it holds replaces what the card has there:
+
+        [[task]]
+        name = "5 % of the cells"
+        observations.fraction = 0.05
+        method.FlowDAS.members = 32
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field(min_length=1)
+    """What tables call it; the name of its folder is made from it."""
+
+    def changes(self) -> dict[str, Any]:
+        """The keys that differ, as nested tables."""
+        return dict(self.model_extra or {})
 
 
 class Expected(Table):
@@ -226,10 +267,19 @@ class Expected(Table):
         return self
 
 
+class ExpectedInTask(Expected):
+    """A score that must come out, of one task or of all."""
+
+    task: str | None = None
+    """Name of the task; default: all of them."""
+
+
 class Fit(BaseModel):
     """How `assimilate fit` trains; keys that are not below are settings of the recipe, as tables."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    name: str | None = None
+    """What it is called where a card trains several: its checkpoint is CARD-NAME."""
     recipe: str
     """"transition", "window"..., a key of `assimilate.learning.recipes.RECIPES`."""
     dynamics: Component | None = None
@@ -238,8 +288,10 @@ class Fit(BaseModel):
     """A data set to train on instead: a netCDF or Zarr path."""
     variables: list[str] | None = None
     """Fields of that data set; transforms are those of [truth]."""
+    half: bool = False
+    """Whether the weights are stored in half precision: half the file."""
     checkpoint: str | None = None
-    """File that is written; default: out/CARD.safetensors."""
+    """File that is written; default: out/CARD.safetensors, or out/CARD-NAME.safetensors."""
 
     def settings(self) -> dict[str, Any]:
         """The keys that belong to the recipe."""
@@ -254,6 +306,7 @@ class Card(Table):
     source: str = ""
     """Papers, data and their licences."""
     seed: int = Field(0, ge=0, lt=2**32)
+    data: Data | None = None
     draws: int = Field(1, ge=1)
     """Repetitions with other observed cells and noise (seed + 0, 1, ...); scores are averaged over them."""
     truth: Truth = Truth()
@@ -262,11 +315,35 @@ class Card(Table):
     initial: Initial = Initial()
     method: list[Method] = Field(min_length=1)
     scores: Scores = Scores()
-    expected: list[Expected] = []
-    fit: Fit | None = None
+    task: list[Task] = []
+    expected: list[ExpectedInTask] = []
+    fit: list[Fit] = []
+
+    @field_validator("fit", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_root(cls, value: Any) -> Any:
+        root = value.get("data", {}).get("root") if isinstance(value, dict) else None
+        return value if root is None else _rooted(value, str(root))
 
     @model_validator(mode="after")
     def _whole(self) -> Card:
         if self.truth.dynamics is None and self.truth.data is None and self.observations.data is None:
             raise ValueError("a card needs a truth ([truth] dynamics or data) or measured observations")
+        names = [fit.name for fit in self.fit]
+        if len(set(names)) < len(names):
+            raise ValueError("two [[fit]] tables have the same 'name'; give each its own (one may have none)")
         return self
+
+
+def _rooted(value: Any, root: str, key: str = "") -> Any:
+    """A table with `{root}` replaced in every text that stands under `data`."""
+    if isinstance(value, dict):
+        return {k: _rooted(v, root, str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rooted(v, root, key) for v in value]
+    return value.replace("{root}", root) if isinstance(value, str) and key == "data" else value

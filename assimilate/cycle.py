@@ -28,7 +28,7 @@ from torch import Tensor
 from assimilate.baselines.base import Baseline
 from assimilate.clock import Clock, check_increasing
 from assimilate.errors import UserError
-from assimilate.filters.base import Filter, FilterState, Info
+from assimilate.filters.base import Filter, Info
 from assimilate.posterior.weights import log_normalize
 from assimilate.results import Slice, moments, slice_of
 from assimilate.smoothers.base import Smoother
@@ -133,13 +133,38 @@ def prepare_ensemble(
     return states, log_weights
 
 
-def initial_state(cycle: Cycle, members: Tensor, log_weights: Tensor | None, time: float) -> Any:
-    """A filter's state before the first analysis."""
+def prepare_past(cycle: Cycle, earlier: xr.Dataset) -> Tensor:
+    """Known states before the start, `(E, N, h, *event)`, in the order of their times in the Dataset."""
+    experiments, members = cycle.streams.rows
+    event = cycle.space.event_shape
+    states = cycle.space.to_tensor(earlier, dtype=cycle.dtype, device=cycle.device)
+    if "member" not in earlier.dims:
+        states = states.unsqueeze(1 if "experiment" in earlier.dims else 0)
+    if "experiment" not in earlier.dims:
+        states = states.unsqueeze(0)
+    return states.expand(experiments, members, -1, *event).clone()
+
+
+def initial_state(
+    cycle: Cycle, members: Tensor, log_weights: Tensor | None, time: float, past: Tensor | None = None
+) -> Any:
+    """A filter's state before the first analysis.
+
+    Args:
+        cycle: gives the method.
+        members: `(E, N, *event)`.
+        log_weights: of weighted members.
+        time: of the members.
+        past: states before them, newest first, `(E, N, h, *event)`; for methods that keep a past, no matter to others.
+    """
     assert isinstance(cycle.method, Filter)
     state = cycle.method.init(members, time)
+    fields = getattr(state, "_fields", ())
+    if past is not None and "past" in fields:
+        state = state._replace(past=past)
     if log_weights is None:
         return state
-    if not isinstance(state, FilterState):
+    if "log_weights" not in fields:
         raise UserError(f"{cycle.method.name} cannot start from weighted members")
     return state._replace(log_weights=log_weights)
 

@@ -9,9 +9,7 @@ is recorded by name; the others go on, and what is written stays.
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,13 +19,15 @@ import xarray as xr
 
 from assimilate import registry
 from assimilate.cards import Card, Method
-from assimilate.devices import device_in_words, find_device
+from assimilate.devices import find_device
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.judging import Judge, expectations
 from assimilate.methods import check_labels, initial_prior, method_of
 from assimilate.problem import Problem, prepare
-from assimilate.results import working_units
+from assimilate.records import Outcome, describe, inputs_of, score_table, working_of
+from assimilate.reference import DISTANCES, Comparison
+from assimilate.resuming import fingerprint, finished_methods
 from assimilate.runner import run
 from assimilate.storage import add_group, replacing, safe_name, write_groups, write_rows
 from assimilate.verification import units_of
@@ -41,6 +41,9 @@ class Listener(Protocol):
 
     def advanced(self, label: str) -> None:
         """One analysis is done."""
+
+    def kept(self, label: str) -> None:
+        """A method is not run again: an earlier run has finished it."""
 
     def finished(self, label: str, scores: dict[str, float]) -> None:
         """A method is done and written."""
@@ -58,6 +61,9 @@ class Silent:
     def advanced(self, label: str) -> None:
         """Nothing."""
 
+    def kept(self, label: str) -> None:
+        """Nothing."""
+
     def finished(self, label: str, scores: dict[str, float]) -> None:
         """Nothing."""
 
@@ -65,35 +71,70 @@ class Silent:
         """Nothing."""
 
 
-@dataclass
-class Outcome:
-    """What came out of a run.
+@dataclass(frozen=True)
+class Plan:
+    """A card that has been checked as a whole: its problem is prepared and its methods are made.
 
     Args:
-        labels: methods in the order of the card.
-        scores: `{label: {score: value}}`, means over the draws.
-        spreads: `{label: {score: standard deviation over the draws}}`; empty with one draw.
-        units: `{score: units}`.
-        failures: methods that failed, with their errors.
-        checks: expected scores and whether they came out.
-        folder: where the files are.
+        card: without tasks, or that of one task.
+        name: of the card, for the record.
+        labels: of the methods, in the order of the card.
+        problem: of the first draw.
+        methods: ready to run, for the first draw.
+        beside: folder of the card's file, for relative paths.
+        dtype: float32 or float64.
+        device: where to compute.
     """
 
+    card: Card
+    name: str
     labels: list[str]
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    spreads: dict[str, dict[str, float]] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    folder: Path = Path()
+    problem: Problem
+    methods: list[Any]
+    beside: Path | None
+    dtype: torch.dtype
+    device: torch.device
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of scores.json."""
-        return [
-            {"method": label, "score": name, "value": value, "units": self.units[name]}
-            for label in self.labels
-            for name, value in self.scores.get(label, {}).items()
-        ]
+    @property
+    def analyses(self) -> int:
+        """Analyses of each method."""
+        return self.problem.observations.sizes["time"] * self.card.draws
+
+
+def plan(
+    card: Card,
+    *,
+    name: str = "card",
+    beside: Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """Check a card, its files and its methods, and prepare what they need; nothing is assimilated or written.
+
+    Args:
+        card: a checked card.
+        name: of the card, for the record.
+        beside: folder of the card's file, for relative paths.
+        device: "cpu", "cuda"...
+        dtype: float32 or float64.
+
+    Raises:
+        UserError: whatever is wrong with the card, its files or the device.
+    """
+    if card.task:
+        raise CardError("this card has tasks: run `assimilate.tasks.execute_tasks`, or one of `cards_of_tasks`")
+    place = find_device(device)
+    labels = check_labels(card)
+    for index, entry in enumerate(card.method):
+        registry.check("method", {"type": entry.type, **entry.settings()}, f"method[{labels[index]}]")
+    problem = prepare(card, folder=beside, dtype=dtype)
+    setting: dict[str, Any] = {"folder": beside, "dtype": dtype, "device": place}
+    methods = [
+        method_of(problem, entry, f"method[{label}]", **setting)
+        for entry, label in zip(card.method, labels, strict=True)
+    ]
+    check_scores(card, problem, labels)
+    return Plan(card, name, labels, problem, methods, beside, dtype, place)
 
 
 def execute(
@@ -105,77 +146,132 @@ def execute(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     listener: Listener | None = None,
+    resume: bool = False,
 ) -> Outcome:
-    """Run all methods of a card.
+    """Run all methods of a card: `plan`, then `carry_out`; see there for the arguments.
+
+    Raises:
+        UserError: whatever is wrong with the card, its files or the device; nothing has been written then.
+    """
+    made = plan(card, name=name, beside=beside, device=device, dtype=dtype)
+    make_folder(folder)
+    return carry_out(made, folder, listener=listener, resume=resume)
+
+
+def carry_out(made: Plan, folder: Path, *, listener: Listener | None = None, resume: bool = False) -> Outcome:
+    """Run the methods of a plan, one after another, and write each as it finishes.
 
     Args:
-        card: a checked card.
-        folder: where results go; made when the first method has finished.
-        name: of the card, for the record.
-        beside: folder of the card's file, for relative paths.
-        device: "cpu", "cuda"...
-        dtype: float32 or float64.
+        made: what `plan` returned.
+        folder: where results go (`make_folder` has made it).
         listener: is told of the progress.
+        resume: keep the methods that the folder's result already holds with the same settings, seed and data.
 
     Returns:
         Scores, failures and expected scores.
 
     Raises:
-        UserError: whatever is wrong with the card, its files or the device; nothing has been written then.
+        UserError: `resume`, and the result that is there cannot be read.
     """
     listener = listener or Silent()
-    place = find_device(device)
-    labels = check_labels(card)
-    for index, entry in enumerate(card.method):
-        registry.check("method", {"type": entry.type, **entry.settings()}, f"method[{labels[index]}]")
-    problems = {0: prepare(card, folder=beside, dtype=dtype)}
-    first = problems[0]
-    setting: dict[str, Any] = {"folder": beside, "dtype": dtype, "device": place}
-    methods = [
-        method_of(first, entry, f"method[{label}]", **setting) for entry, label in zip(card.method, labels, strict=True)
-    ]
-    check_scores(card, first)
-    make_folder(folder)
-    outcome = Outcome(labels, folder=folder)
-    path = folder / "result.nc"
-    fresh = True
-    for entry, label, method in zip(card.method, labels, methods, strict=True):
-        times = first.observations.sizes["time"]
-        listener.started(label, times * card.draws)
+    record = _Record(made, folder / "result.nc")
+    if resume:
+        for label in record.take_over():
+            listener.kept(label)
+    problems = {0: made.problem}
+    for entry, label, method in zip(made.card.method, made.labels, made.methods, strict=True):
+        if label in record.outcome.scores:
+            continue
+        listener.started(label, made.analyses)
         try:
-            analysis, scores, spreads = _all_draws(card, entry, label, method, problems, beside, dtype, place, listener)
+            analysis, scores, spreads = _all_draws(made, entry, label, method, problems, listener)
         except KeyboardInterrupt:
             raise
         except Exception as error:  # one failing method must not take the others' results with it
-            outcome.failures.append({"method": label, "error": _in_words(error)})
+            record.outcome.failures.append({"method": label, "error": _in_words(error)})
             listener.failed(label, _in_words(error))
             continue
-        outcome.scores[label], outcome.spreads[label] = scores, spreads
-        units = _working(first)
-        outcome.units |= {score: units_of(score.removeprefix("withheld_"), units) for score in scores}
-        outcome.checks = expectations(card, outcome.scores)
-        attrs = describe(card, name, first, outcome, str(place))
-        if fresh:
-            write_groups(path, _inputs(first), attrs)
-        add_group(path, safe_name(label), analysis, {"scores": score_table(outcome, first, card)}, attrs)
-        write_rows(folder / "scores.json", outcome.rows())
-        fresh = False
+        mark = fingerprint(made.card, entry, label, beside=made.beside, dtype=made.dtype)
+        record.add(label, analysis.assign_attrs(fingerprint=mark), scores, spreads)
         listener.finished(label, scores)
-    if not fresh and outcome.failures:
-        add_group(
-            path, "scores", score_table(outcome, first, card), {}, describe(card, name, first, outcome, str(place))
-        )
-    return outcome
+    record.close()
+    return record.outcome
 
 
-def check_scores(card: Card, problem: Problem) -> None:
-    """Raise a CardError for a score that no method of this problem can have."""
+class _Record:
+    """The result file of a plan and what is in it so far."""
+
+    def __init__(self, made: Plan, path: Path) -> None:
+        self.made, self.path = made, path
+        self.outcome = Outcome(made.labels, folder=path.parent)
+        self.compared = Comparison(made.card.scores, made.problem.space)
+        self.fresh = True
+
+    def take_over(self) -> list[str]:
+        """Keep what an earlier run of the same settings has finished; the labels of those methods."""
+        made = self.made
+        kept = finished_methods(made.card, made.labels, self.path, beside=made.beside, dtype=made.dtype)
+        for label, found in kept.items():
+            self._note(label, found.analysis, found.scores, found.spreads)
+        if kept:
+            groups = {safe_name(label): found.analysis for label, found in kept.items()}
+            self._start(groups | {"scores": self._table()})
+        return list(kept)
+
+    def add(self, label: str, analysis: xr.Dataset, scores: dict[str, float], spreads: dict[str, float]) -> None:
+        """A method that has finished."""
+        self._note(label, analysis, scores, spreads)
+        if self.fresh:
+            self._start({})
+        add_group(self.path, safe_name(label), analysis, {"scores": self._table()}, self._attrs())
+        write_rows(self.path.parent / "scores.json", self.outcome.rows())
+
+    def close(self) -> None:
+        """Methods that failed after the last one that finished."""
+        if not self.fresh and self.outcome.failures:
+            add_group(self.path, "scores", self._table(), {}, self._attrs())
+
+    def _note(self, label: str, analysis: xr.Dataset, scores: dict[str, float], spreads: dict[str, float]) -> None:
+        outcome = self.outcome
+        outcome.scores[label], outcome.spreads[label] = scores, spreads
+        try:
+            found = self.compared.add(label, analysis)
+        except UserError as error:
+            outcome.failures.append({"method": label, "error": _in_words(error)})
+            found = {}
+        for other, distances in found.items():
+            outcome.scores[other] |= distances
+        units = working_of(self.made.problem)
+        outcome.units |= {s: units_of(s.removeprefix("withheld_"), units) for of in outcome.scores.values() for s in of}
+        outcome.checks = expectations(self.made.card, outcome.scores)
+
+    def _start(self, more: dict[str, xr.Dataset]) -> None:
+        write_groups(self.path, inputs_of(self.made.problem) | more, self._attrs())
+        write_rows(self.path.parent / "scores.json", self.outcome.rows())
+        self.fresh = False
+
+    def _table(self) -> xr.Dataset:
+        return score_table(self.outcome, self.made.problem, self.made.card)
+
+    def _attrs(self) -> dict[str, Any]:
+        made = self.made
+        return describe(made.card, made.name, made.problem, self.outcome, str(made.device))
+
+
+def check_scores(card: Card, problem: Problem, labels: list[str]) -> None:
+    """Raise a CardError for a score that no method of this problem can have, or a reference that is no method."""
+    reference = card.scores.reference
+    if reference is not None and reference not in labels:
+        raise CardError(f"scores.reference: there is no method '{reference}'{suggestion(reference, labels)}")
     possible = Judge.possible(problem)
     for where, name in [("scores.names", n) for n in card.scores.names] + [
         ("expected", e.score) for e in card.expected
     ]:
-        if name not in possible:
-            raise CardError(f"{where}: there is no score '{name}'{suggestion(name, possible)}")
+        if name in possible:
+            continue
+        if name in DISTANCES:
+            raise CardError(f"{where}: '{name}' needs a method to compare with: [scores] reference = 'LABEL'")
+        raise CardError(f"{where}: there is no score '{name}'{suggestion(name, possible)}")
 
 
 def make_folder(folder: Path) -> None:
@@ -190,27 +286,21 @@ def make_folder(folder: Path) -> None:
 
 
 def _all_draws(
-    card: Card,
-    entry: Method,
-    label: str,
-    method: Any,
-    problems: dict[int, Problem],
-    beside: Path | None,
-    dtype: torch.dtype,
-    place: torch.device,
-    listener: Listener,
+    made: Plan, entry: Method, label: str, method: Any, problems: dict[int, Problem], listener: Listener
 ) -> tuple[xr.Dataset, dict[str, float], dict[str, float]]:
     """A method on every draw of the observations: the first analysis, mean scores, their spread."""
+    card = made.card
+    setting: dict[str, Any] = {"folder": made.beside, "dtype": made.dtype}
     found: list[dict[str, float]] = []
     kept: xr.Dataset | None = None
     for draw in range(card.draws):
         if draw not in problems:
-            problems[draw] = prepare(card, draw=draw, folder=beside, dtype=dtype)
+            problems[draw] = prepare(card, draw=draw, **setting)
         problem = problems[draw]
         if draw > 0:
-            method = method_of(problem, entry, label, folder=beside, dtype=dtype, device=place)
+            method = method_of(problem, entry, label, **setting, device=made.device)
         judge = Judge(problem)
-        analysis = one_run(problem, entry, label, method, draw, dtype, place, judge, listener)
+        analysis = one_run(problem, entry, label, method, draw, made.dtype, made.device, judge, listener)
         found.append(judge.scores() | judge.own(analysis))
         if kept is None:
             kept = judge.annotated(analysis).assign_attrs(label=label)
@@ -257,109 +347,6 @@ def one_run(
         each=judge,
         progress=lambda index: listener.advanced(label),
     )
-
-
-def score_table(outcome: Outcome, problem: Problem, card: Card) -> xr.Dataset:
-    """All scores as a Dataset (label, score); NaN for what a method has not."""
-    known = [*card.scores.names, *(n for s in outcome.scores.values() for n in s)]
-    names = sorted(set(known) | set(Judge.possible(problem)), key=lambda n: [*known, n].index(n))
-    values = np.full((len(outcome.labels), len(names)), np.nan)
-    spreads = values.copy()
-    for i, label in enumerate(outcome.labels):
-        for j, name in enumerate(names):
-            values[i, j] = outcome.scores.get(label, {}).get(name, math.nan)
-            spreads[i, j] = outcome.spreads.get(label, {}).get(name, math.nan)
-    units = [units_of(n.removeprefix("withheld_"), _working(problem)) for n in names]
-    # Not "method": that is an argument of Dataset.sel.
-    dims = ("label", "score")
-    table = {"value": (dims, values), "units": ("score", np.array(units, dtype=object))}
-    if card.draws > 1:
-        table["spread_over_draws"] = (dims, spreads)
-    coords = {"label": np.array(outcome.labels, dtype=object), "score": np.array(names, dtype=object)}
-    return xr.Dataset(table, coords)
-
-
-def describe(card: Card, name: str, problem: Problem, outcome: Outcome, device: str) -> dict[str, Any]:
-    """Attributes of the result file: what was done, by what, and what came out."""
-    from assimilate import __version__
-    from dynamics.transforms import transform_to_dict
-
-    initial = card.initial
-    law = {
-        "prior": "drawn from the prior",
-        "known": "the true first state",
-        "perturbed": f"truth + N(0, {initial.std}^2)",
-    }
-    attrs = {
-        "Conventions": "CF-1.11",
-        "title": card.title,
-        "description": card.description,
-        "source": card.source,
-        "card": name,
-        "settings": card.model_dump_json(indent=2, exclude_defaults=True),
-        "seed": card.seed,
-        "version": f"assimilate-da {__version__}, torch {torch.__version__}",
-        "device": device_in_words(torch.device(device)),
-        "units": _working(problem),
-        "dynamics": repr(problem.dynamics) if problem.dynamics is not None else "",
-        "likelihood": f"{problem.likelihood.operator!r}, {problem.likelihood.noise!r}",
-        "initial": law[initial.law],
-        "labels": json.dumps(outcome.labels),
-        "columns": json.dumps(card.scores.names),
-        "transforms": json.dumps({f.name: transform_to_dict(f.transform) for f in problem.space.fields}),
-        "facts": json.dumps(facts(card, problem), ensure_ascii=False),
-        "failures": json.dumps(outcome.failures, ensure_ascii=False),
-        "expected": json.dumps(outcome.checks, ensure_ascii=False),
-        "scores_note": scores_note(card, problem),
-    }
-    if problem.cells is not None:
-        attrs["observed_cells"] = json.dumps(problem.cells.tolist())
-    return attrs
-
-
-def facts(card: Card, problem: Problem) -> list[str]:
-    """The experiment in a few short phrases."""
-    space = problem.space
-    grid = " × ".join(str(n) for n in space.grid_shape) + " cells" if space.grid else f"{space.size} variables"
-    count = problem.observations.sizes["time"]
-    said = [grid, f"{count} analyses"]
-    if problem.experiments > 1:
-        said.append(f"{problem.experiments} truths")
-    seen, size = problem.likelihood.operator.obs_size, space.size
-    share = f" ({100 * seen / size:.3g} %)" if problem.cells is not None else ""
-    said.append(f"{seen} observed value{'s' if seen > 1 else ''} at a time{share}")
-    said.append(f"noise {problem.likelihood.noise!r}".replace("GaussianNoise(std=", "std ").rstrip(")"))
-    if problem.examiners is not None:
-        said.append(f"{problem.examiners.likelihood.operator.obs_size} values withheld")
-    if card.draws > 1:
-        said.append(f"{card.draws} draws of the observations")
-    return said
-
-
-def scores_note(card: Card, problem: Problem) -> str:
-    """What a reader of the table needs to know."""
-    units = _working(problem)
-    parts = []
-    if units not in ("", "1"):
-        parts.append(f"Errors are in {units}, over all cells and times.")
-    if any(n.startswith("csi") for n in card.scores.names):
-        parts.append("CSI: hits / (hits + misses + false alarms) of the mean, transformed back.")
-    parts.append("CRPS of a method without an ensemble: that of its Gaussian, or its mean absolute error.")
-    if card.scores.drop:
-        parts.append(f"The first {card.scores.drop} analyses are not scored.")
-    if card.draws > 1:
-        parts.append(f"Means and standard deviations over {card.draws} draws of the observations; pictures: the first.")
-    return " ".join(parts)
-
-
-def _inputs(problem: Problem) -> dict[str, xr.Dataset]:
-    groups = {} if problem.truth is None else {"truth": problem.truth}
-    return groups | {"observations": problem.observations}
-
-
-def _working(problem: Problem) -> str:
-    found = {working_units(f) for f in problem.space.fields}
-    return found.pop() if len(found) == 1 else "mixed units"
 
 
 def _in_words(error: Exception) -> str:

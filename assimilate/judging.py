@@ -9,7 +9,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from assimilate.reference import DISTANCES
 from assimilate.results import moment_space
+from assimilate.spectra import flow_of, pooled_spectra
 from assimilate.verification import Estimated, compare, diverged, own_scores, rank_histogram, scores, series, statistics
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Judge:
         lost = diverged(whole, self.problem.scoring)
         if lost:
             analysis = analysis.assign_attrs(diverged_experiments=lost)
+        if self.against_truth:
+            analysis = analysis.assign(pooled_spectra(whole, self.problem.scoring.drop))
         ranks = rank_histogram(whole, self.problem.scoring)
         return analysis if ranks is None else analysis.assign(ranks)
 
@@ -75,8 +79,11 @@ class Judge:
             unit = problem.scoring.threshold_unit
             names += [*ENSEMBLE, *(["diverged"] if problem.scoring.diverged is not None else [])]
             names += [*(f"csi_{t:g}{unit}" for t in problem.scoring.thresholds)]
+            names += ["spectrum_error"] if flow_of(problem.space) is not None else []
         if problem.examiners is not None:
             names += [f"withheld_{n}" for n in ENSEMBLE if not n.startswith("nrmse")]
+        if problem.card.scores.reference is not None:
+            names += DISTANCES
         return [*names, "ess", "log_evidence", "seconds"]
 
 

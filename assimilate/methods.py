@@ -151,11 +151,18 @@ class Relabelled:
 
 
 def initial_prior(problem: Problem, members: int, seed: int, dtype: torch.dtype) -> Tensor | None:
-    """Members from the prior of a system that the card names for it; None for the method's own."""
-    named = problem.card.initial.dynamics
-    if named is None:
+    """Members from the prior that the card names, of a system or a learned transition; None for the method's own."""
+    initial = problem.card.initial
+    if initial.transition is not None:
+        from assimilate.learning.pretrained import load_pretrained
+
+        where, system = "initial.transition", load_pretrained(initial.transition)
+    elif initial.dynamics is not None:
+        where = "initial.dynamics"
+        system = registry.build("dynamics", initial.dynamics.spec(), where)
+    else:
         return None
-    system = on_grid(registry.build("dynamics", named.spec(), "initial.dynamics"), problem.space, "initial.dynamics")
+    system = on_grid(system, problem.space, where)
     rng = Streams(child_seed(seed, "prior"), problem.experiments, members).at(0)
     return system.prior((problem.experiments, members), rng=rng, dtype=dtype)
 

@@ -93,7 +93,8 @@ class Problem:
             return None, None
         assert self.truth is not None
         std = self.card.initial.std
-        return self.truth.isel(time=0), tuple(std) if isinstance(std, list) else std
+        known = self.truth.isel(time=slice(0, self.card.initial.frames))
+        return known if known.sizes["time"] > 1 else known.isel(time=0), tuple(std) if isinstance(std, list) else std
 
 
 def prepare(card: Card, *, draw: int = 0, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Problem:
@@ -185,7 +186,7 @@ def _synthetic(card: Card, truth: xr.Dataset, space: Space, seed: int, dtype: to
         operator = Identity(space)
     likelihood = Likelihood(operator, _noise(wanted.noise))
     # The first state of a simulated (or known) truth is where ensembles start; it is not observed.
-    skip = 1 if card.truth.dynamics is not None or card.initial.law != "prior" else 0
+    skip = card.initial.frames if card.truth.dynamics is not None or card.initial.law != "prior" else 0
     seen = truth.isel(time=slice(skip, None)).isel(time=slice(wanted.every - 1 if skip else 0, None, wanted.every))
     if seen.sizes["time"] == 0:
         raise CardError("observations.every leaves no observation time")
@@ -269,7 +270,9 @@ def _start(card: Card, truth: xr.Dataset | None, observations: xr.Dataset) -> An
     if card.initial.law != "prior":
         if truth is None:
             raise CardError(f'initial.law = "{card.initial.law}" needs a truth')
-        return truth["time"][0]
+        if truth.sizes["time"] <= card.initial.frames:
+            raise CardError(f"initial.frames: all {truth.sizes['time']} states of the truth are known; nothing is left")
+        return truth["time"][card.initial.frames - 1]
     if card.truth.dynamics is not None:
         assert truth is not None
         return truth["time"][0]

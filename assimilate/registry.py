@@ -20,6 +20,7 @@ DYNAMICS = {
     "Lorenz96": "dynamics.lorenz:Lorenz96",
     "DoubleWell": "dynamics.double_well:DoubleWell",
     "NavierStokes": "dynamics.navier_stokes:NavierStokes",
+    "Truncated": "dynamics.truncated:Truncated",
     "RainStorms": "dynamics.radar:RainStorms",
 }
 OPERATORS = {
@@ -29,6 +30,7 @@ OPERATORS = {
     "Stations": "observations.sampling:Stations",
     "Matrix": "observations.sampling:Matrix",
     "BlockMean": "observations.averaging:BlockMean",
+    "ParticleVelocity": "observations.piv:ParticleVelocity",
     "Arctan": "observations.nonlinear:Arctan",
     "Function": "observations.nonlinear:Function",
 }
@@ -43,6 +45,10 @@ METHODS = {
     "SDA": "assimilate.smoothers.sda:SDA",
     "BootstrapFilter": "assimilate.filters.particle:BootstrapFilter",
     "GuidedParticleFilter": "assimilate.filters.particle:GuidedParticleFilter",
+    "AuxiliaryFilter": "assimilate.filters.auxiliary:AuxiliaryFilter",
+    "RegularisedFilter": "assimilate.filters.regularised:RegularisedFilter",
+    "LocalParticleFilter": "assimilate.filters.local_particle:LocalParticleFilter",
+    "EnSF": "assimilate.filters.score_filter:EnSF",
     "EnKF": "assimilate.filters.ensemble:EnKF",
     "ETKF": "assimilate.filters.ensemble:ETKF",
     "LETKF": "assimilate.filters.local:LETKF",
@@ -62,6 +68,7 @@ METHODS = {
     "BackwardSimulation": "assimilate.smoothers.backward_simulation:BackwardSimulation",
     "ThreeDVar": "assimilate.variational.three_dimensional:ThreeDVar",
     "FourDVar": "assimilate.variational.four_dimensional:FourDVar",
+    "CorrectedForecast": "assimilate.baselines.corrected_forecast:CorrectedForecast",
     "OptimalInterpolation": "assimilate.baselines.optimal_interpolation:OptimalInterpolation",
     "LinearInterpolation": "assimilate.baselines.interpolation:LinearInterpolation",
     "NearestInterpolation": "assimilate.baselines.interpolation:NearestInterpolation",

@@ -80,7 +80,9 @@ def run(
         members: ensemble size N.
         seed: of all random numbers; row (experiment, member) keeps its numbers when others are added.
         initial: None draws members from the dynamics' prior; a Dataset without `member` is one known state; a Dataset
-            with it is the ensemble (an earlier analysis, to go on from). Tensors (E, N, *event) serve too.
+            with it is the ensemble (an earlier analysis, to go on from). Tensors (E, N, *event) serve too. A Dataset of
+            several times holds the states up to the start: the last one is it, those before are the past of methods
+            that look at several states.
         initial_std: noise added to `initial`, standard deviation in Space units, one number or one per channel.
         start: time of the initial ensemble; default: the `time` of `initial`, else the first observation's.
         first: index of the first analysis; with `initial` an earlier analysis, the number of analyses already done.
@@ -177,7 +179,11 @@ def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tupl
 
     The state of a baseline is None, that of a smoother the known first state or None.
     """
-    initial = settings.initial
+    initial, earlier = settings.initial, None
+    if isinstance(initial, xr.Dataset) and "time" in initial.dims:
+        # Newest first, as methods keep their past.
+        earlier = initial.isel(time=slice(None, -1)).isel(time=slice(None, None, -1))
+        initial = initial.isel(time=-1)
     experiments = observations.sizes.get("experiment", 1)
     if isinstance(initial, xr.Dataset):
         experiments = max(experiments, initial.sizes.get("experiment", 1))
@@ -203,7 +209,8 @@ def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tupl
     )
     if isinstance(method, Filter):
         states, log_weights = engine.prepare_ensemble(setup, initial, settings.initial_std)
-        return setup, engine.initial_state(setup, states, log_weights, began), began
+        past = None if earlier is None else engine.prepare_past(setup, earlier)
+        return setup, engine.initial_state(setup, states, log_weights, began, past), began
     if isinstance(method, Smoother) and initial is not None:
         if settings.initial_std is not None:
             raise UserError(f"{method.name} takes a first state that is known or from the prior, not a perturbed one")

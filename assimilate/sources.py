@@ -1,4 +1,4 @@
-"""Data of a card that come from files: the truth, gridded observations with gaps, tables of stations.
+"""Data of a card that come from files: the truth, archives, gridded observations with gaps, tables of stations.
 
 Everything is opened lazily and checked before it is used: variables, units, times, finite values, grid. What is wrong
 raises a `UserError` of one line that names the file.
@@ -6,8 +6,10 @@ raises a `UserError` of one line that names the file.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -20,6 +22,9 @@ from dynamics.errors import SpaceMismatch
 from dynamics.labels import is_latitude, is_longitude, leading_dims, same_units
 from dynamics.space import Identity, LogOnePlus, Space
 from dynamics.transforms import Transform
+
+IN_MEMORY = 2**30
+"""Bytes of an archive's events beyond which they are read, and checked, only when they are used."""
 
 
 def located(name: str, folder: Path | None) -> str:
@@ -41,7 +46,8 @@ def open_truth(truth: Truth, folder: Path | None = None) -> tuple[xr.Dataset, Sp
         DataError: missing file or variable, other units, disordered times, values that are not finite.
     """
     assert truth.data is not None
-    data = _open(located(truth.data, folder), truth.variables)
+    archive = archive_of(truth.data)
+    data = _open(located(truth.data, folder), truth.variables) if archive is None else archive.open(folder)
     if truth.variables is None:
         moving = [str(n) for n, v in data.data_vars.items() if "time" in v.dims and v.dtype.kind == "f"]
         if not moving:
@@ -63,9 +69,55 @@ def open_truth(truth: Truth, folder: Path | None = None) -> tuple[xr.Dataset, Sp
         raise DataError(
             f"truth.periodic: there is no dimension '{wrong[0]}'{suggestion(wrong[0], map(str, data.dims))}"
         )
-    space = Space.from_dataset(data, transforms=transforms, periodic=truth.periodic, mask="all")
-    check_states(data, space, truth.data)
+    small = data.nbytes <= IN_MEMORY
+    if archive is not None and small:
+        # An event is read as a whole; time by time it would be read again and again.
+        data = data.load()
+    mask = "all" if archive is None else None
+    space = Space.from_dataset(data, transforms=transforms, periodic=truth.periodic, mask=mask)
+    if archive is None or small:
+        check_states(data, space, truth.data)
     return data, space
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A folder with an archive of events: `NAME:ROOT`, `NAME-train:ROOT`, `NAME-validation:ROOT` or `NAME-test:ROOT`.
+
+    Args:
+        name: "sevir", its reduced version of 128 x 128 cells and 10 minutes, or "sevir-full", 384 x 384 and 5.
+        split: which events; None: all.
+        root: the folder; "simulated" makes storms of the same shape, of the reduced version only.
+    """
+
+    name: str
+    split: Literal["train", "validation", "test"] | None
+    root: str
+
+    def open(self, folder: Path | None = None) -> xr.Dataset:
+        """Its events, lazily; `folder` is that of the card.
+
+        Raises:
+            DataError: no such archive, or one that is damaged.
+        """
+        from dynamics.sevir import open_sevir
+        from dynamics.vil import simulated_sevir
+
+        if self.root == "simulated":
+            if self.name != "sevir":
+                raise DataError(f"'{self.name}:simulated': simulated events are 128 x 128 cells; use 'sevir:simulated'")
+            return simulated_sevir(split=self.split)
+        size, minutes = (384, 5) if self.name == "sevir-full" else (128, 10)
+        try:
+            return open_sevir(located(self.root, folder), split=self.split, size=size, minutes=minutes)
+        except FileError as error:
+            raise DataError(str(error)) from error
+
+
+def archive_of(name: str) -> Archive | None:
+    """The archive that a card's `data` names; None for a file or a shipped sample."""
+    found = re.fullmatch(r"(sevir(?:-full)?)(?:-(train|validation|test))?:(.+)", name)
+    return None if found is None else Archive(found[1], found[2], found[3])  # type: ignore[arg-type]
 
 
 def transform_of(truth: Truth) -> Transform:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +15,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from assimilate.cards import Card
-from assimilate.execution import Outcome
+from assimilate.records import Outcome
 from assimilate.report.page import best_of, number, score_title
+from assimilate.tasks import columns_of
 
 console = Console()
 errors = Console(stderr=True)
@@ -59,32 +61,41 @@ class Progress:
         task = self.tasks[label]
         self.bars.update(task, completed=self.bars.tasks[task].total)
 
+    def kept(self, label: str) -> None:
+        """Say that it is not run again."""
+        self.bars.console.print(f"[dim]kept[/] {label}", highlight=False)
+
     def failed(self, label: str, error: str) -> None:
         """Say so at once; the others go on."""
         self.bars.console.print(f"[red]{label} failed:[/] {error}", highlight=False)
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr from the first call on; the function that it gives takes how many more are done."""
+    bars = Progress().bars
+    task = bars.add_task(what, total=total)
+
+    def advance(count: int) -> None:
+        bars.start()
+        bars.advance(task, count)
+
+    try:
+        yield advance
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
 def print_outcome(card: Card, outcome: Outcome, page: Path | None) -> None:
     """The table of scores, expected scores, failures, and where the files are."""
     columns = [c for c in card.scores.names if any(c in s for s in outcome.scores.values())]
-    table = Table(
-        title=card.title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        title_style="bold",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = _table(card.title)
     # On a narrow terminal a long label wraps; numbers never do.
     table.add_column("method", min_width=16)
     for c in columns:
-        unit = outcome.units.get(c, "1")
-        table.add_column(
-            score_title(c).replace(" / ", "/\n").replace("CSI ", "CSI\n")
-            + ("" if unit in ("1", "s", "members", "nat") else f"\n[dim]{unit}"),
-            justify="right",
-            no_wrap=True,
-        )
+        heading = score_title(c).replace(" / ", "/\n").replace("CSI ", "CSI\n")
+        table.add_column(heading + _units(outcome.units.get(c, "1"), "\n"), justify="right", no_wrap=True)
     best = {c: best_of(c, [s.get(c, float("nan")) for s in outcome.scores.values()]) for c in columns}
     for label in outcome.labels:
         if label in outcome.scores:
@@ -93,13 +104,61 @@ def print_outcome(card: Card, outcome: Outcome, page: Path | None) -> None:
             table.add_row(label, *cells)
     if outcome.scores:
         console.print(table)
+    _print_checks(outcome)
+    if outcome.scores:
+        _print_files(outcome.folder, page)
+
+
+def print_tasks(card: Card, outcomes: Sequence[Outcome], folder: Path, page: Path | None) -> None:
+    """One table of all tasks: for each score the methods (rows) in the tasks (columns)."""
+    done = [o for o in outcomes if o.scores]
+    table = _table(card.title)
+    table.add_column("method", min_width=16)
+    for o in done:
+        table.add_column(str(o.task), justify="right", overflow="fold")
+    labels = dict.fromkeys(label for o in done for label in o.labels if label in o.scores)
+    for score in columns_of(card, done):
+        units = next((o.units[score] for o in done if score in o.units), "1")
+        table.add_row(f"[bold]{score_title(score)}[/]{_units(units, ' ')}")
+        best = [best_of(score, [found.get(score, float("nan")) for found in o.scores.values()]) for o in done]
+        for label in labels:
+            cells = [
+                _cell(o.scores.get(label, {}).get(score), o.spreads.get(label, {}).get(score), score, top)
+                for o, top in zip(done, best, strict=True)
+            ]
+            table.add_row(f"  {label}", *cells)
+        table.add_section()
+    if done:
+        console.print(table)
+    for o in outcomes:
+        _print_checks(o)
+    if done:
+        _print_files(folder, page)
+
+
+def _table(title: str) -> Table:
+    look = box.SIMPLE_HEAD
+    return Table(title=title, title_justify="left", box=look, title_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _units(units: str, before: str) -> str:
+    return "" if units in ("1", "s", "members", "nat") else f"{before}[dim]{units}[/]"
+
+
+def _print_checks(outcome: Outcome) -> None:
+    """Expected scores and failures."""
+    task = "" if outcome.task is None else f"{outcome.task}: "
     for check in outcome.checks:
         mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
-        console.print(f"{mark} {check['method']}: {check['text']}, found {number(check['found'])}", highlight=False)
+        said = f"{mark} {task}{check['method']}: {check['text']}, found {number(check['found'])}"
+        console.print(said, highlight=False)
     for failure in outcome.failures:
-        errors.print(f"[red]failed:[/] {failure['method']}: {failure['error']}", highlight=False, soft_wrap=True)
-    if outcome.scores:
-        console.print(f"[dim]result[/]  {outcome.folder / 'result.nc'}", highlight=False, soft_wrap=True)
+        said = f"[red]failed:[/] {task}{failure['method']}: {failure['error']}"
+        errors.print(said, highlight=False, soft_wrap=True)
+
+
+def _print_files(folder: Path, page: Path | None) -> None:
+    console.print(f"[dim]result[/]  {folder / 'result.nc'}", highlight=False, soft_wrap=True)
     if page is not None:
         console.print(f"[dim]report[/]  {page}", highlight=False, soft_wrap=True)
 

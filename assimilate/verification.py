@@ -12,6 +12,7 @@ turned into *statistics*, means over its cells that can be pooled, and a score i
     crps_fair    the same with the second term divided by 1 - sum w^2       unbiased for the law the members come from
     spread_skill sqrt(<v> (N + 1) / N) / rmse            v = sum w (x_i - m)^2 / (1 - sum w^2); 1 when calibrated
     csi          hits / (hits + misses + false alarms)   of m above a threshold, counted over everything
+    spectrum_error  of the kinetic energy, for flows on a periodic square (`assimilate.spectra`)
 
 Everything is in Space units: of rain, say, m is the mean of log(1 + r). Statistics are pooled over times, channels
 and cells (weighted by their areas, or equal) in each experiment; scores are averaged over experiments.
@@ -38,7 +39,9 @@ import torch
 import xarray as xr
 
 from assimilate.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
+from assimilate.events import events, success_index
 from assimilate.results import moment_space
+from assimilate.spectra import pooled_spectra, spectra, spectrum_error
 from dynamics.space import Space
 
 LEADING = ("experiment", "member", "time", "channel")
@@ -59,6 +62,10 @@ SCORES = {
     "spread_skill": "spread over error of the mean, 1 when calibrated",
     "ess": "effective sample size, mean over times",
     "log_evidence": "log probability of all observations, mean over experiments",
+    "spectrum_error": "relative error of the members' kinetic-energy spectrum, mean over its shells",
+    "mean_distance": "distance of the mean from that of the reference, in its standard deviations",
+    "spread_ratio": "spread over that of the reference",
+    "rank_distance": "distance of the rank histogram from a flat one, 0 to 1",
     "seconds": "wall time of the method",
 }
 """What each score is; csi_* are critical success indices, withheld_* are scores at withheld observations."""
@@ -129,8 +136,9 @@ def statistics(
     average = _CellMean(target, xr.DataArray(areas, dims=space.grid))
     mean = estimate.centre
     for threshold in scoring.thresholds:
-        pooled = pooled.assign(_events(mean, target, threshold, space, average))
-    return pooled
+        pooled = pooled.assign(events(mean, target, threshold, space, average))
+    weights = None if members is None or estimate.log_weights is None else normal_weights(members, estimate.log_weights)
+    return pooled.assign(spectra(space, target, members, mean, weights))
 
 
 class Estimated(NamedTuple):
@@ -222,10 +230,9 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
         error = float(mean["squared_error"].mean())
         out["spread_skill"] = float(np.sqrt(mean["variance"].mean() / error)) if error else float("nan")
     for threshold in scoring.thresholds:
-        hits, misses, alarms = (float(mean[f"{k}_{threshold:g}"].mean()) for k in ("hits", "misses", "false_alarms"))
-        happened = hits + misses + alarms
-        out[f"csi_{threshold:g}{scoring.threshold_unit}"] = hits / happened if happened else float("nan")
-    return out
+        out[f"csi_{threshold:g}{scoring.threshold_unit}"] = success_index(mean, threshold)
+    wrong = spectrum_error(pooled_spectra(pooled, scoring.drop))
+    return out if wrong is None else out | {"spectrum_error": wrong}
 
 
 def error_of_experiments(pooled: xr.Dataset, scoring: Scoring) -> xr.DataArray:
@@ -321,7 +328,8 @@ class _CellMean:
 
 
 def _pool(some: xr.Dataset, dims: Sequence[str]) -> xr.Dataset:
-    """Means over times and channels, each counting by the cells behind it."""
+    """Means over times and channels, each counting by the cells behind it; spectra are pooled elsewhere."""
+    some = some.drop_dims("shell", errors="ignore")
     weight = some["weight"]
     return (some.drop_vars("weight") * weight).sum(dims, skipna=False) / weight.sum(dims)
 
@@ -373,24 +381,6 @@ def _of_ensemble(
         "member_normalised_squared_error": average(((some - target) / scale) ** 2),
         "rank_frequency": ranks,
     }
-
-
-def _events(
-    mean: xr.DataArray, target: xr.DataArray, threshold: float, space: Space, average: _CellMean
-) -> dict[str, xr.DataArray]:
-    """Shares of cells that are hits, misses and false alarms for "at least the threshold"."""
-    value = torch.tensor(threshold, dtype=torch.float64)
-    per_field = {f.name: float(f.transform.forward(value)) for f in space.fields}
-    # Round-off of float32 data must not turn "exactly 1 mm" into "less than 1 mm".
-    limits = [per_field[name.partition("[")[0]] * (1.0 - 1e-6) for name in space.channels]
-    limit = xr.DataArray(limits, dims="channel")
-    forecast, event = mean >= limit, target >= limit
-    counts: Mapping[str, xr.DataArray] = {
-        "hits": forecast & event,
-        "misses": ~forecast & event,
-        "false_alarms": forecast & ~event,
-    }
-    return {f"{name}_{threshold:g}": average(found.astype(float)) for name, found in counts.items()}
 
 
 def names(rows: Sequence[Mapping[str, object]]) -> list[str]:

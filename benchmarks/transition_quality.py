@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def measure(true: Dynamics, learned: Dynamics, *, states: int, members: int, spi
         square = float((mean - exact.mean(1)).square().mean()) - (own + spread**2) / members
         return float(np.sqrt(max(square, 0.0))) / spread
 
-    out = {
+    out: dict[str, Any] = {
         "states": states,
         "members": members,
         "crps_true": fair_crps(exact, target),

@@ -7,6 +7,7 @@ used. What cannot serve as data raises a `DataError` of one line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def open_dataset(source: str | Path, *, variables: Sequence[str] | None = None, 
     """A gridded data set, lazily.
 
     Args:
-        source: path of a netCDF file or of a Zarr store, or the name of a shipped sample ("florence").
+        source: path of a netCDF file or of a Zarr store, or the name of a shipped sample ("florence", "soap-film",
+            "soap-film-common").
         variables: variables to keep (default: all).
         chunk: time steps in a chunk (default: as many as make 64 MiB).
 
@@ -79,7 +81,30 @@ def florence_space() -> Space:
     return Space.from_dataset(florence(), transforms={"precipitation": LogOnePlus(1.0)}, mask=None)
 
 
-SAMPLES: dict[str, Callable[[], xr.Dataset]] = {"florence": florence}
+def soap_film(*, common: bool = False) -> xr.Dataset:
+    """The flow in a soap film: five fields of 63 x 63 velocities, 0.31 mm apart (particle image velocimetry).
+
+    Args:
+        common: whether a vector that is flagged in one frame is left out of all five. A Space has one mask for all
+            times: only the common vectors can be a state.
+
+    Returns:
+        Dataset with `u(time, y, x)` along x and `v` along y in m/s, NaN where the PIV software flagged a vector (8.9 to
+        10.1 % of a frame; 18.9 % with `common`), `y` (upwards) and `x` in mm. `time` is the number of the frame: the
+        time between frames is not known. See data/ATTRIBUTION.txt.
+    """
+    ds = _open(Path(__file__).parent / "data" / "soap_film_piv.nc").rename(frame="time").sortby("y")
+    labels = {"units": "1", "long_name": "frame number (the time between frames is not known)", "standard_name": "time"}
+    ds = ds.assign_coords(time=("time", ds["time"].values.astype(np.float64), labels))
+    valid = ds["quality"] > 0
+    return ds[["u", "v"]].where(valid.all("time") if common else valid)
+
+
+SAMPLES: dict[str, Callable[[], xr.Dataset]] = {
+    "florence": florence,
+    "soap-film": soap_film,
+    "soap-film-common": partial(soap_film, common=True),
+}
 """Shipped samples by name."""
 
 

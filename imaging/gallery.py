@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from assimilate.report.page import number
+from assimilate.report.page import expected, number
 from assimilate.report.style import CSS
 from assimilate.storage import write_text
 
@@ -52,7 +52,7 @@ def render(file: Path, out: Path | None = None) -> Path:
         + '<section><h2>Reconstructions</h2><div class="scroll"><img class="plot" alt="reconstructions" src="'
         + overview + '"></div><p class="note">Rows: pictures; below each its error on a common scale, and the spread '
         "of the samples for solvers that have one. Columns: the truth, then the mean of each solver.</p></section>"
-        + _expected(json.loads(attrs.get("expected", "[]"))) + _failures(json.loads(attrs.get("failures", "[]")))
+        + expected(json.loads(attrs.get("expected", "[]"))) + _failures(json.loads(attrs.get("failures", "[]")))
         + _provenance(attrs, [entries[label] for label in labels])
         + "</main></body></html>\n"
     )  # fmt: skip
@@ -122,14 +122,6 @@ def _table(scores: xr.Dataset, columns: list[str], labels: list[str]) -> str:
         "truth inside the central 90 % of the samples, to half a grey level of 255. A solver of one answer has no "
         "spread.</p></section>"
     )
-
-
-def _expected(checks: list[dict[str, Any]]) -> str:
-    from types import SimpleNamespace
-
-    from assimilate.report.page import expected
-
-    return expected(SimpleNamespace(decoded=lambda key, default: checks))  # type: ignore[arg-type]
 
 
 def _failures(failed: list[dict[str, str]]) -> str:

@@ -117,7 +117,7 @@ def test_set_changes_one_value_with_its_type():
     assert small("truth.dynamics.preset=other").truth.dynamics.preset == "other"
     assert small("scores.names=['rmse']").scores.names == ["rmse"]
     assert small("verification.withhold=0.5").verification.withhold == 0.5
-    assert small("fit.recipe=transition", "fit.forecast.steps=20").fit.settings() == {"forecast": {"steps": 20}}
+    assert small("fit.recipe=transition", "fit.forecast.steps=20").fit[0].settings() == {"forecast": {"steps": 20}}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from assimilate.filters.base import Exactness
 from assimilate.filters.departures import observed_values
 from dynamics.errors import CapabilityError
 from dynamics.space import Space
+from observations.base import ObservationOperator
 from observations.likelihood import Observation
 
 
@@ -64,18 +65,51 @@ class Pattern(NamedTuple):
         positions: `(m, n_dims)` float64, places of the values they observe.
         values: `(k, m)`, what they observe.
         variance: `(m,)` float64, error variances of these values; None where it was not asked for.
+        channels: `(m,)` int64, the channel of the state that each value belongs to.
     """
 
     experiments: Tensor
     positions: Tensor
     values: Tensor
     variance: Tensor | None
+    channels: Tensor
+
+    def of(self, channel: int) -> Pattern:
+        """The values of one channel."""
+        kept = self.channels == channel
+        variance = None if self.variance is None else self.variance[kept]
+        return Pattern(self.experiments, self.positions[kept], self.values[:, kept], variance, self.channels[kept])
 
 
-def check_single_channel(space: Space, *, method: str) -> None:
-    """Raise a CapabilityError unless the Space is one field on a grid."""
-    if not space.grid or len(space.channels) != 1:
-        raise CapabilityError(f"{method} works on one field on a grid; given {space!r}")
+def check_grid(space: Space, *, method: str) -> None:
+    """Raise a CapabilityError unless the fields of the Space are on a grid."""
+    if not space.grid:
+        raise CapabilityError(f"{method} works on fields on a grid; given {space!r}")
+
+
+def channels_of(operator: ObservationOperator) -> Tensor:
+    """The channel that each observed value belongs to, `(m,)` int64.
+
+    It is the one whose indicator (1 in this channel, 0 in the others) is observed as 1 there, and all others' as 0.
+
+    Raises:
+        CapabilityError: a value mixes channels, or is no mean of values of the state.
+    """
+    event = operator.event_shape
+    if event[0] == 1:
+        return torch.zeros(operator.obs_size, dtype=torch.int64)
+    indicator = torch.eye(event[0], dtype=torch.float64).reshape(event[0], event[0], *[1] * (len(event) - 1))
+    seen = operator(indicator.expand(event[0], *event)).reshape(event[0], -1)
+    channels = seen.argmax(0)
+    error = (seen - torch.nn.functional.one_hot(channels, event[0]).mT).abs().amax(0)
+    if operator.available is not None:
+        error = error[operator.available.flatten()]
+    if bool((error > 1e-6).any()):
+        raise CapabilityError(
+            f"{operator!r} has values that are of no single channel of the state; observe with Mask, Stations or "
+            "another operator that reads each field by itself"
+        )
+    return channels
 
 
 def patterns(observation: Observation, *, method: str, errors: bool = False) -> Iterator[Pattern]:
@@ -87,7 +121,8 @@ def patterns(observation: Observation, *, method: str, errors: bool = False) -> 
         errors: whether error variances are wanted.
 
     Raises:
-        CapabilityError: the operator does not know the places of its values, or their errors are not independent.
+        CapabilityError: the operator does not know the places of its values, their errors are not independent, or a
+            value belongs to no single channel.
     """
     likelihood, y = observation
     places = likelihood.operator.positions
@@ -97,6 +132,7 @@ def patterns(observation: Observation, *, method: str, errors: bool = False) -> 
             "with Mask, Stations or another operator on a Space with coordinates"
         )
     variance = None
+    channels = channels_of(likelihood.operator).to(y.device)
     if errors:
         if not getattr(likelihood.noise, "diagonal", True):
             raise CapabilityError(f"{method} needs errors that are independent; the noise has a full covariance")
@@ -109,7 +145,7 @@ def patterns(observation: Observation, *, method: str, errors: bool = False) -> 
     for index, kind in enumerate(kinds):
         rows = (members == index).nonzero().squeeze(-1)
         part = None if variance is None else variance[kind]
-        yield Pattern(rows, places[kind], values[rows][:, kind], part)
+        yield Pattern(rows, places[kind], values[rows][:, kind], part, channels[kind])
 
 
 def experiments_of(observation: Observation | None) -> int:

@@ -2,7 +2,8 @@
 
 Linear: barycentric in the Delaunay triangulation of the places (exact for linear fields), the nearest value outside
 their convex hull. On a ring or torus the places are repeated around; on a sphere they are triangulated in (longitude
-cosine of the mean latitude, latitude), which suits regional grids. The noise of the observations is not looked at.
+cosine of the mean latitude, latitude), which suits regional grids. Every field is made from its own values alone, and
+the noise of the observations is not looked at.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from assimilate.baselines.base import (
     Estimate,
-    check_single_channel,
+    check_grid,
     experiments_of,
     patterns,
     without_no_data,
@@ -51,7 +52,7 @@ class LinearInterpolation:
     """Linear interpolation inside the convex hull of the observed places, the nearest value outside.
 
     Args:
-        space: one field on a grid of one or two dimensions.
+        space: fields on a grid of one or two dimensions.
     """
 
     space: Space
@@ -61,12 +62,12 @@ class LinearInterpolation:
 
     def __post_init__(self) -> None:
         """Check the Space."""
-        check_single_channel(self.space, method=self.name)
+        check_grid(self.space, method=self.name)
         if len(self.space.grid) > 2:
             raise ValueError(f"{self.name} works in one or two dimensions; the grid has {self.space.grid}")
 
     def estimate(self, observation: Observation | None, time: float) -> Estimate:
-        """The interpolated field; NaN for an experiment that observes nothing. See `Baseline.estimate`."""
+        """The interpolated fields; NaN where an experiment observes nothing of a field. See `Baseline.estimate`."""
         return _interpolate(self.space, observation, self.name, self._memo, linear_weights)
 
 
@@ -75,7 +76,7 @@ class NearestInterpolation:
     """The value of the nearest observed place, by `Space.distance`.
 
     Args:
-        space: one field on a grid.
+        space: fields on a grid.
     """
 
     space: Space
@@ -85,10 +86,10 @@ class NearestInterpolation:
 
     def __post_init__(self) -> None:
         """Check the Space."""
-        check_single_channel(self.space, method=self.name)
+        check_grid(self.space, method=self.name)
 
     def estimate(self, observation: Observation | None, time: float) -> Estimate:
-        """The interpolated field; NaN for an experiment that observes nothing. See `Baseline.estimate`."""
+        """The interpolated fields; NaN where an experiment observes nothing of a field. See `Baseline.estimate`."""
         return _interpolate(self.space, observation, self.name, self._memo, nearest_weights)
 
 
@@ -125,13 +126,13 @@ def _interpolate(
     weights_for: Callable[[Space, Tensor], Weights],
 ) -> Estimate:
     y = torch.zeros(0) if observation is None else observation.y
-    out = y.new_full((experiments_of(observation), math.prod(space.grid_shape)), torch.nan)
+    out = y.new_full((experiments_of(observation), len(space.channels), math.prod(space.grid_shape)), torch.nan)
     for pattern in patterns(observation, method=method) if observation is not None else ():
-        if pattern.values.shape[1] == 0:
-            continue
-        places, values = _merged(pattern.positions, pattern.values)
-        weights = memo.get(content(places), partial(weights_for, space, places))
-        out[pattern.experiments] = weights.apply(values)
+        for channel in pattern.channels.unique().tolist():
+            part = pattern.of(channel)
+            places, values = _merged(part.positions, part.values)
+            weights = memo.get(content(places), partial(weights_for, space, places))
+            out[part.experiments, channel] = weights.apply(values)
     return Estimate(without_no_data(out.reshape(-1, *space.event_shape), space), None)
 
 

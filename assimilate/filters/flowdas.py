@@ -46,6 +46,7 @@ from assimilate.filters.particle import weigh
 from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Guidance
 from assimilate.posterior.guidance import JacobianFree, MonteCarlo
+from assimilate.posterior.guidance.monte_carlo import Objective
 from assimilate.posterior.predictors import Context
 from assimilate.posterior.samplers import EulerMaruyama, Sample, Sampler
 from assimilate.posterior.time_grids import uniform_times
@@ -149,28 +150,43 @@ class FlowDAS(EnsembleFilter):
         return cls(dynamics, **{"guidance": guidance, "weights": "none", "antithetic": True, **settings})
 
     @classmethod
-    def published(cls, dynamics: Any, *, strength: float = 2e-4 * 8.5**2, draws: int = 21, steps: int = 600) -> FlowDAS:
-        """The paper's rule on Lorenz-63: constant gain, no weights; run it with one member.
+    def published(
+        cls,
+        dynamics: Any,
+        *,
+        strength: float = 2e-4 * 8.5**2,
+        draws: int = 21,
+        steps: int = 600,
+        objective: Objective = "pooled_norm",
+        second_at: Literal["endpoint", "state"] = "state",
+    ) -> FlowDAS:
+        """The paper's rule: constant gain, no weights; run it with one member.
+
+        The defaults are those of its Lorenz-63 code. Its Navier-Stokes code has `objective="mean_norm"`,
+        `second_at="endpoint"`, 500 draws and steps, and a strength of 1 in units of the state's scale.
 
         Args:
             dynamics: a transition on the paper's path, `Interpolant(power=2, scale=1)` from the previous state.
             strength: the paper's zeta, units of the state squared over those of the residual. The paper's 2e-4 is for
-                states divided by 8-9; for Lorenz-63 in physical units it is 2e-4 times 8.5^2, the default.
+                states divided by 8-9; for Lorenz-63 in physical units it is 2e-4 times 8.5^2, the default. It belongs
+                to a number of steps: it is not multiplied by their length.
             draws: Monte Carlo draws J; 21.
             steps: Euler-Maruyama steps; 600.
+            objective: see `MonteCarlo`.
+            second_at: see `MonteCarlo`.
         """
         return cls(
             dynamics,
             guidance=MonteCarlo(
-                gain="constant", strength=strength, draws=draws, endpoint="second_order", objective="pooled_norm",
-                second_at="state",
+                gain="constant", strength=strength, draws=draws, endpoint="second_order", objective=objective,
+                second_at=second_at,
             ),
             sampler=EulerMaruyama("sigma"),
             times=uniform_times(steps, first=1e-5, last=1.0 - 1.0 / steps),
             weights="none",
         )
 
-    def init(self, members: Tensor, time: float = 0.0) -> FlowState:
+    def init(self, members: Tensor, time: float = 0.0) -> FlowState:  # type: ignore[override]
         """Equal weights on the members `(E, N, *event)`, at `time`, without a past."""
         first = super().init(members, time)
         return FlowState(*first, members.new_zeros(*members.shape[:2], 0, *members.shape[2:]))

@@ -41,12 +41,16 @@ from assimilate.posterior.weights import (
     effective_sample_size,
     log_normalize,
     resample,
+    select,
 )
 from dynamics.base import Dynamics, TransitionDensity, steps_between
 from dynamics.covariance import Covariance, ScaledIdentity
 from dynamics.errors import CapabilityError
-from dynamics.random import Rng, normal
+from dynamics.random import Rng, Streams, normal
 from observations.likelihood import Likelihood, Observation
+
+CHUNK_NUMBERS = 100_000
+"""Values that are moved at a time where there are very many members: 0.4 MB in float32, a part of a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,17 @@ class BootstrapFilter(EnsembleFilter):
         self, state: FilterState, observation: Observation | None, time: float, *, rng: Rng
     ) -> tuple[FilterState, Info]:
         """Resample, forecast to `time`, then weigh; see `Filter.step`."""
-        start = resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
-        members = forecast(self.dynamics, start.members, state.time, time, rng=rng, method=self.name)
+        start = self._start(state, rng=rng)
+        members = move(self.dynamics, start.members, state.time, time, rng=rng, method=self.name)
         increments = None
         if observation is not None:
             observed_values(observation, members)
             increments = observation.likelihood.log_prob(observation.y, members)
         return weigh(self.name, state.time, time, start, members, members, increments)
+
+    def _start(self, state: FilterState, *, rng: Rng) -> Resampled:
+        """What the forecast starts from; a filter that does more than resample overrides it."""
+        return resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
 
 
 @dataclass(frozen=True)
@@ -147,35 +155,89 @@ class Proposed(NamedTuple):
     log_weights: Tensor
 
 
-def propose(mean: Tensor, covariance: Covariance, observation: Observation, *, rng: Rng) -> Proposed:
+def move(dynamics: Dynamics, members: Tensor, start: float, end: float, *, rng: Rng | None, method: str) -> Tensor:
+    """As `forecast`; very many members go in chunks that stay in the cache, which is several times faster on a CPU.
+
+    A chunk is stored value by value, so that what a system does with one component runs over neighbours in memory. The
+    numbers of `Streams` belong to all rows at once: with them there are no chunks.
+    """
+    chunk = CHUNK_NUMBERS // max(members[:, 0].numel(), 1)
+    if isinstance(rng, Streams) or members.device.type != "cpu" or members.ndim != 3 or members.shape[1] < 2 * chunk:
+        return forecast(dynamics, members, start, end, rng=rng, method=method)
+    moved = torch.empty_like(members)
+    for k in range(0, members.shape[1], chunk):
+        part = members[:, k : k + chunk].movedim(-1, 0).contiguous().movedim(0, -1)
+        moved[:, k : k + chunk] = forecast(dynamics, part, start, end, rng=rng, method=method)
+    return moved
+
+
+class Linearised(NamedTuple):
+    """The whitened observation, linear around the means of the transitions; float64.
+
+    Attributes:
+        residual: r(f), `(E, N, m)`.
+        slope: J, `(E, K, m, d)`, K = N, or 1 where it is the same for all members.
+        gain: J Q, `(E, K, m, d)`.
+        root: lower Cholesky factor of `S = J Q J^T + I`, `(E, K, m, m)`.
+    """
+
+    residual: Tensor
+    slope: Tensor
+    gain: Tensor
+    root: Tensor
+
+    def log_evidence(self) -> Tensor:
+        """Log N(r(f); 0, S) up to a constant, `(E, N)`."""
+        score = torch.linalg.solve_triangular(self.root, self.residual.unsqueeze(-1), upper=False)
+        log_det = torch.log(torch.diagonal(self.root, dim1=-2, dim2=-1)).sum(-1)
+        return -0.5 * score.square().sum((-2, -1)) - log_det
+
+    def at(self, ancestors: Tensor) -> Linearised:
+        """The same for the members `ancestors`, `(E, N)`."""
+        each = (select(part, ancestors) if part.shape[1] > 1 else part for part in self)
+        return Linearised(*each)
+
+
+def linearise(mean: Tensor, covariance: Covariance, observation: Observation) -> Linearised:
+    """The observation around the means `(E, N, *event)` of transitions of covariance Q."""
+    likelihood, y = observation
+    observed_values(observation, mean)
+    # The slope of a linear operator is the same for all members.
+    slope = _slope(likelihood, y, mean[:, :1] if likelihood.linear else mean)
+    gain = _times_covariance(slope, covariance)
+    identity = torch.eye(slope.shape[-2], dtype=slope.dtype, device=slope.device)
+    root = torch.linalg.cholesky(gain @ slope.mT + identity)
+    return Linearised(likelihood.residual(y, mean).flatten(2).double(), slope, gain, root)
+
+
+def propose(
+    mean: Tensor,
+    covariance: Covariance,
+    observation: Observation,
+    linear: Linearised | None = None,
+    *,
+    rng: Rng,
+) -> Proposed:
     """Draws from the Gaussian posterior of the transition N(mean, covariance), and their weights.
 
     Args:
         mean: f, `(E, N, *event)`.
         covariance: Q.
         observation: any likelihood with a differentiable operator.
+        linear: `linearise(mean, covariance, observation)`, where it is at hand.
         rng: draws `(E, N, *event)` and `(E, N, m)` numbers.
     """
-    likelihood, y = observation
-    observed_values(observation, mean)
-    residual = likelihood.residual(y, mean).flatten(2).double()
-    # The slope of a linear operator is the same for all members.
-    slope = _slope(likelihood, y, mean[:, :1] if likelihood.linear else mean)
-    gain = _times_covariance(slope, covariance)
-    m = residual.shape[-1]
-    root = torch.linalg.cholesky(gain @ slope.mT + torch.eye(m, dtype=slope.dtype, device=slope.device))
+    linear = linearise(mean, covariance, observation) if linear is None else linear
     wander = covariance.colour(normal(rng, tuple(mean.shape), dtype=mean.dtype, device=mean.device))
-    errors = normal(rng, tuple(residual.shape), dtype=mean.dtype, device=mean.device)
-    shift = residual - _times(slope, wander.flatten(2).double()) - errors.double()
-    pull = torch.cholesky_solve(shift.unsqueeze(-1), root)
-    background = mean + wander
-    move = wander + (gain.mT @ pull).squeeze(-1).reshape(mean.shape).to(mean.dtype)
+    errors = normal(rng, tuple(linear.residual.shape), dtype=mean.dtype, device=mean.device)
+    shift = linear.residual - _times(linear.slope, wander.flatten(2).double()) - errors.double()
+    pull = torch.cholesky_solve(shift.unsqueeze(-1), linear.root)
+    move = wander + (linear.gain.mT @ pull).squeeze(-1).reshape(mean.shape).to(mean.dtype)
     members = mean + move
-    left = residual - _times(slope, move.flatten(2).double())
-    score = torch.linalg.solve_triangular(root, residual.unsqueeze(-1), upper=False).squeeze(-1)
-    log_det = torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
-    ratio = 0.5 * (left.square().sum(-1) - score.square().sum(-1)) - log_det
-    return Proposed(members, background, likelihood.log_prob(y, members) + ratio.to(mean.dtype))
+    left = linear.residual - _times(linear.slope, move.flatten(2).double())
+    ratio = 0.5 * left.square().sum(-1) + linear.log_evidence()
+    log_prob = observation.likelihood.log_prob(observation.y, members)
+    return Proposed(members, mean + wander, log_prob + ratio.to(mean.dtype))
 
 
 def weigh(

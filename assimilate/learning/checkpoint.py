@@ -66,7 +66,11 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, file: str | os.PathLike[str], *, architectures: Architectures | None = None
+    checkpoint: Checkpoint,
+    file: str | os.PathLike[str],
+    *,
+    architectures: Architectures | None = None,
+    half: bool = False,
 ) -> FilePath:
     """Write a checkpoint, whole or not at all.
 
@@ -74,6 +78,7 @@ def save_checkpoint(
         checkpoint: what to write.
         file: where; the folder is made if need be.
         architectures: networks beyond the built-in ones, by name.
+        half: whether weights of networks are stored in float16, in half the space; they are float32 when loaded.
 
     Returns:
         The path written.
@@ -84,7 +89,9 @@ def save_checkpoint(
         kind = architecture_name(network, architectures)
         settings: Any = network.settings
         networks[name] = {"architecture": kind, "settings": asdict(settings)}
-        tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
+        for key, value in network.state_dict().items():
+            small = half and value.dtype == torch.float32 and value.ndim > 1
+            tensors[f"network.{name}.{key}"] = value.half() if small else value
     header = {
         "kind": checkpoint.kind,
         "networks": networks,

@@ -2,7 +2,9 @@
 
     x_k = f(x_{k-1}) + s z,      z ~ N(0, I),      s one number a channel
 
-It has a known density, and shows what a transition with two modes loses when it is taken for a Gaussian.
+It has a known density, and shows what a transition with two modes loses when it is taken for a Gaussian. The spread is
+that of a forecast from all it can look at, so the forecast must be one from a single state: what uses a density steps
+from that alone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from assimilate.errors import UserError
 from assimilate.learning.transition import LearnedTransition
 from dynamics import Rng, Space, normal
 
@@ -58,10 +61,22 @@ class GaussianForecast:
     Args:
         transition: gives the forecast, the Space and the prior.
         std: s, one number a channel, Space units.
+
+    Raises:
+        UserError: a transition that looks at several states.
     """
 
     transition: LearnedTransition
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a spread that would be that of other forecasts."""
+        if self.transition.frames > 1:
+            raise UserError(
+                f"a Gaussian transition steps from one state, and this one was trained on {self.transition.frames} "
+                "(frames): from one alone its forecast has another spread. Use the learned transition, or train one "
+                "with frames = 1"
+            )
 
     @property
     def space(self) -> Space:

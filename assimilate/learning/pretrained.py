@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from assimilate.errors import UnknownName
+from assimilate.errors import UnknownName, UserError
 from assimilate.learning.checkpoint import CheckpointError, load_checkpoint, read_header
 
 WEIGHTS = FilePath(__file__).parent / "weights"
@@ -20,6 +20,7 @@ WEIGHTS = FilePath(__file__).parent / "weights"
 
 KINDS = {
     "field": "assimilate.learning.field:field_transition",
+    "forecast": "assimilate.learning.forecast:regression_forecast",
     "prior": "assimilate.learning.prior:learned_prior",
     "transition": "assimilate.learning.transition:learned_transition",
     "window": "assimilate.learning.window:window_prior",
@@ -53,6 +54,7 @@ def find_pretrained(name: str | os.PathLike[str]) -> FilePath:
 
     Raises:
         UnknownName: neither a shipped name nor an existing file.
+        UserError: a path where there is no file.
     """
     given = FilePath(name)
     if given.is_file():
@@ -60,6 +62,8 @@ def find_pretrained(name: str | os.PathLike[str]) -> FilePath:
     shipped = WEIGHTS / f"{name}.safetensors"
     if shipped.is_file():
         return shipped
+    if given.suffix == ".safetensors" or len(given.parts) > 1:
+        raise UserError(f"there is no checkpoint '{name}'; `assimilate fit CARD` trains what a card uses and writes it")
     names = [file.stem for file in WEIGHTS.glob("*.safetensors")]
     raise UnknownName("pretrained weights", str(name), names, "; or give the path of a checkpoint file")
 

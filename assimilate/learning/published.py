@@ -38,17 +38,17 @@ class PublishedPredictor:
     path: Interpolant
 
     def __call__(self, x: Tensor, t: Tensor, context: Context) -> Clean:
-        """See `Predictor`; the condition holds the standardised previous state and the standardised forecast."""
+        """See `Predictor`; the condition holds what the denoiser is told, and the standardised forecast at its end."""
         if context.base is None or context.condition is None:
             raise ValueError("pass context=transition.context(x, time)")
         axis, channels = -self.transition.event_dims, len(self.transition.space.channels)
         both = context.condition
-        previous, forecast = both.split([both.shape[axis] - channels, channels], axis)
+        told, forecast = both.split([both.shape[axis] - channels, channels], axis)
         if self.transition.informed:
-            previous = both
+            told = both
         centre = self.transition.from_model(forecast)
         spread = self.transition.path.spread(x)
-        return residual_belief(self.transition.denoiser, self.path, spread, x, t, context.base, centre, previous)
+        return residual_belief(self.transition.denoiser, self.path, spread, x, t, context.base, centre, told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,11 @@ class PublishedTransition:
         return self.transition.dt
 
     @property
+    def frames(self) -> int:
+        """States that a step looks at, the newest included."""
+        return self.transition.frames
+
+    @property
     def path(self) -> Interpolant:
         """The published path, `beta = t^2`."""
         scale = self.transition.path.scale
@@ -101,9 +106,9 @@ class PublishedTransition:
         """Equal steps; the drift is not defined at the very ends."""
         return uniform_times(self.steps, first=1e-5, last=1.0 - 1.0 / self.steps, dtype=torch.float64)
 
-    def context(self, x: Tensor, time: float = 0.0) -> Context:
-        """Base: the previous state; condition: it and its forecast, standardised."""
-        inner = self.transition.context(x, time)
+    def context(self, x: Tensor, time: float = 0.0, past: Tensor | None = None) -> Context:
+        """Base: the previous state; condition: the states so far and the forecast; see `LearnedTransition.context`."""
+        inner = self.transition.context(x, time, past)
         assert inner.base is not None and inner.condition is not None
         if self.transition.informed:
             return Context(x, inner.condition)

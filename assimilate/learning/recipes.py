@@ -18,6 +18,7 @@ from assimilate.errors import UnknownName, UserError
 from assimilate.learning.checkpoint import save_checkpoint
 from assimilate.learning.diagnose import one_step_errors
 from assimilate.learning.field_fit import FieldFit, fit_field
+from assimilate.learning.forecast_fit import ForecastFit, fit_forecast
 from assimilate.learning.samples import Trajectories
 from assimilate.learning.transition_fit import TransitionFit, fit_transition
 from assimilate.learning.window_fit import WindowFit, fit_window
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 RECIPES: dict[str, tuple[type, Callable[..., Any]]] = {
     "field": (FieldFit, fit_field),
+    "forecast": (ForecastFit, fit_forecast),
     "transition": (TransitionFit, fit_transition),
     "window": (WindowFit, fit_window),
 }
@@ -43,6 +45,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
     device: torch.device | str = "cpu",
+    half: bool = False,
 ) -> FilePath:
     """Train by a named recipe, measure the result and write its checkpoint.
 
@@ -54,6 +57,7 @@ def train(
         resume: folder for resume files; a killed run continues from there.
         progress: show progress bars.
         device: where to train.
+        half: whether weights are stored in half precision.
 
     Returns:
         The checkpoint's path.
@@ -68,7 +72,7 @@ def train(
     trained = function(source, chosen, resume=resume, progress=progress, device=device)
     if recipe == "transition" and isinstance(source, Dynamics):
         trained = replace(trained, record={**trained.record, "measured": measured(trained, source)})
-    return save_checkpoint(trained.to_checkpoint(), file)
+    return save_checkpoint(trained.to_checkpoint(), file, half=half)
 
 
 def measured(learned: Dynamics, true: Dynamics, *, states: int = 500, draws: int = 400, seed: int = 10**6) -> dict:

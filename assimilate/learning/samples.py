@@ -11,17 +11,21 @@ States are in Space units: transform applied, no-data cells 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from assimilate.errors import DataError
-from dynamics import Dynamics, Space, simulate
+from dynamics import Dynamics, Rng, Space, Streams, simulate
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+IN_MEMORY = 4 * 2**30
+"""Bytes of a Dataset beyond which its states are read as they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,23 @@ class Trajectories:
         roles = leading_dims(ds, exclude=space.grid)
         if "time" not in roles:
             raise DataError(f"the training data have dims {tuple(map(str, ds.sizes))}; expected a time dimension")
-        times = ds[roles["time"]].values
+        dt, joined = cls.times_of(ds.rename({roles["time"]: "time"}), dt)
+        states = space.to_tensor(ds)
+        count = len(space.event_shape)
+        states = states.reshape(-1, *states.shape[states.ndim - count - 1 :])
+        source = str(ds.attrs.get("dynamics") or ds.attrs.get("title") or ds.encoding.get("source") or "Dataset")
+        return cls(states, space, dt, joined, source)
+
+    @staticmethod
+    def times_of(ds: xr.Dataset, dt: float | None) -> tuple[float, Tensor | None]:
+        """Time between the states of a Dataset, and which neighbours are so far apart (None: all).
+
+        Raises:
+            DataError: fewer than two times, or times that do not increase.
+        """
+        if "time" not in ds.dims:
+            raise DataError(f"the training data have dims {tuple(map(str, ds.sizes))}; expected a time dimension")
+        times = ds["time"].values
         if times.dtype.kind == "M":
             times = (times - times[0]) / np.timedelta64(1, "s")
         times = np.asarray(times, dtype=np.float64)
@@ -121,18 +141,16 @@ class Trajectories:
         if steps.size == 0 or not (steps > 0).all():
             raise DataError("the training data's times must increase and be at least two; sort them, drop repetitions")
         dt = float(np.median(steps)) if dt is None else dt
-        states = space.to_tensor(ds)
-        count = len(space.event_shape)
-        states = states.reshape(-1, *states.shape[states.ndim - count - 1 :])
         joined = torch.from_numpy(np.abs(steps - dt) <= 1e-3 * dt)
-        source = str(ds.attrs.get("dynamics") or ds.attrs.get("title") or ds.encoding.get("source") or "Dataset")
-        return cls(states, space, dt, None if bool(joined.all()) else joined, source)
+        return dt, None if bool(joined.all()) else joined
 
     @classmethod
     def simulated(
         cls, dynamics: Dynamics, *, trajectories: int, states: int, spinup: int, seed: int, every: int = 1
     ) -> Trajectories:
         """States of a simulator, after a spin-up from its prior.
+
+        A simulator whose step does not know all of its state has `events`, whole sequences: those are cut instead.
 
         Args:
             dynamics: the simulator.
@@ -142,6 +160,10 @@ class Trajectories:
             seed: seed of their streams.
             every: keep one state in `every`.
         """
+        if isinstance(dynamics, Sequences):
+            found = _sequences(dynamics, trajectories, spinup + (states - 1) * every + 1, seed)
+            kept = found[:, spinup::every].contiguous()
+            return cls(kept, dynamics.space, dynamics.dt * every, None, repr(dynamics))
         ds = simulate(
             dynamics, steps=(states - 1) * every, trajectories=trajectories, seed=seed, every=every, spinup=spinup
         )
@@ -151,11 +173,15 @@ class Trajectories:
     def of(cls, source: Dynamics | xr.Dataset | Trajectories, simulation: Simulation) -> Trajectories:
         """Trajectories from whatever is at hand; `simulation` is for a simulator.
 
+        A Dataset larger than `IN_MEMORY` becomes `StoredTrajectories`, which has the same interface.
+
         Raises:
             DataError: something else was given.
         """
-        if isinstance(source, Trajectories):
-            return source
+        from assimilate.learning.archive import StoredTrajectories
+
+        if isinstance(source, Trajectories | StoredTrajectories):
+            return cast(Trajectories, source)
         if isinstance(source, Dynamics):
             s = simulation
             return cls.simulated(
@@ -163,7 +189,17 @@ class Trajectories:
             )
         if not hasattr(source, "data_vars"):
             raise DataError(f"a {type(source).__name__} was given to train on; expected a Dynamics or a Dataset")
-        return cls.from_dataset(source)
+        return cls.opened(source)
+
+    @classmethod
+    def opened(cls, ds: xr.Dataset, space: Space | None = None) -> Trajectories:
+        """The states of a Dataset, in memory or, where many are larger than `IN_MEMORY`, read as they are drawn."""
+        from assimilate.learning.archive import StoredTrajectories
+        from dynamics.labels import leading_dims
+
+        if ds.nbytes > IN_MEMORY and "experiment" in leading_dims(ds):
+            return cast(Trajectories, StoredTrajectories.from_dataset(ds, space))
+        return cls.from_dataset(ds, space)
 
     def described(self, held_out: float) -> dict[str, Any]:
         """What these data are, for a training record."""
@@ -203,13 +239,17 @@ class Trajectories:
         Raises:
             DataError: there is no such window.
         """
-        count = self.states.shape[1] - length + 1
-        good = torch.ones(max(count, 0), dtype=torch.bool)
-        if self.joined is not None:
+        return self.possible_starts(self.states.shape[1], length, self.joined, self.dt)
+
+    @staticmethod
+    def possible_starts(times: int, length: int, joined: Tensor | None, dt: float) -> Tensor:
+        """See `starts`; of trajectories with `times` states."""
+        good = torch.ones(max(times - length + 1, 0), dtype=torch.bool)
+        if joined is not None:
             for k in range(length - 1):
-                good &= self.joined[k : k + len(good)]
+                good &= joined[k : k + len(good)]
         if not bool(good.any()):
-            raise DataError(f"the training data have no {length} consecutive states {self.dt:g} apart in time")
+            raise DataError(f"the training data have no {length} consecutive states {dt:g} apart in time")
         return good.nonzero().squeeze(1)
 
     def windows(
@@ -234,7 +274,7 @@ class Trajectories:
         weight = None if self.valid is None else self.valid.to(found.dtype).expand(count, *self.valid.shape)
         if patch is None or tuple(patch) == self.space.grid_shape:
             return found, weight
-        return _crop(found, weight, patch, self.space.grid_shape, rng)
+        return crop(found, weight, patch, self.space.grid_shape, rng)
 
     def standardisation(self) -> Standardisation:
         """Mean and standard deviation of each channel over the cells with data."""
@@ -248,10 +288,40 @@ class Trajectories:
         return _moments(difference, self.valid, len(self.space.grid_shape))
 
 
-def _crop(
+@runtime_checkable
+class Sequences(Protocol):
+    """A capability of simulators with a hidden state: whole sequences, in which it lives on."""
+
+    def events(
+        self,
+        shape: tuple[int, ...],
+        frames: int,
+        *,
+        rng: Rng,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Sequences `(*shape, frames, *event)`."""
+        ...
+
+
+def _sequences(system: Any, count: int, frames: int, seed: int) -> Tensor:
+    """Sequences `(count, frames, *event)`, each with its own random stream."""
+    parts = []
+    for first in range(0, count, 16):
+        rows = tuple(range(first, min(first + 16, count)))
+        parts.append(system.events((len(rows), 1), frames, rng=Streams(seed, experiments=rows, members=1))[:, 0])
+    return torch.cat(parts)
+
+
+def crop(
     found: Tensor, weight: Tensor | None, patch: tuple[int, ...], grid: tuple[int, ...], rng: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """A random patch of each window."""
+    """A random patch of each window `(n, length, channel, *grid)` and of its weights `(n, channel, *grid)`.
+
+    Raises:
+        DataError: the patch does not fit into the grid.
+    """
     if len(patch) != len(grid) or any(size > full for size, full in zip(patch, grid, strict=True)):
         raise DataError(f"a patch of {tuple(patch)} cells does not fit into the grid {grid}")
     margins = [full - size + 1 for size, full in zip(patch, grid, strict=True)]

@@ -5,7 +5,7 @@ can be made again at any time, on any machine. The page asks for nothing from th
 
     contents.py   the result file as Python values       colours.py   colour maps, scales and legends
     maps.py       fields as pictures                     curves.py    scores over time, ranks, trajectories
-    page.py       the HTML
+    page.py       the HTML                               summary.py   that of a card with several tasks
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ def render(result: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         UserError: there is no such result.
     """
+    from assimilate.report import summary
     from assimilate.report.contents import read
     from assimilate.report.page import write
 
-    return write(read(Path(result)), out)
+    tasks = summary.read(Path(result))
+    return write(read(Path(result)), out) if tasks is None else summary.write(tasks, out)
 
 
 __all__ = ["render"]

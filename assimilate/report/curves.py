@@ -116,6 +116,34 @@ def rank_histograms(contents: Contents, folder: Path) -> str | None:
         return save(made, folder / "ranks.png")
 
 
+def spectra(contents: Contents, folder: Path) -> str | None:
+    """Kinetic-energy spectra of the truth, the members and (dashed) the means, for flows on a periodic square."""
+    held = [(k, e) for k, e in enumerate(contents.entries) if "spectrum_of_truth" in e.analysis]
+    if not held:
+        return None
+    with figure(1, width=7.5, height=3.6) as (made, axes):
+        axis = axes[0][0]
+        true = held[0][1].analysis["spectrum_of_truth"]
+        shells, lowest = true["shell"].values, float(true.where(true > 0).min())
+        axis.loglog(shells, true.values, color=TRUTH_COLOUR, lw=2.6, label="truth")
+        for k, entry in held:
+            members = entry.analysis.get("spectrum_of_members")
+            if members is not None:
+                axis.loglog(shells, members.values, color=method_colour(k), lw=1.5, label=entry.label)
+            label = entry.label if members is None else None
+            mean = entry.analysis["spectrum_of_mean"].values
+            axis.loglog(shells, mean, color=method_colour(k), lw=1.1, ls=(0, (3, 2)), label=label)
+        # A smooth mean has next to nothing in small eddies: it must not take the room of the others.
+        axis.set_ylim(bottom=1e-2 * lowest)
+        marks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200) if k <= shells[-1]]
+        axis.set_xticks(marks, [str(k) for k in marks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel("waves around the square")
+        axis.set_ylabel("kinetic energy in a shell")
+        axis.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(1.0, 0.0))
+        return save(made, folder / "spectra.png")
+
+
 def sample_sizes(contents: Contents, folder: Path) -> str | None:
     """Effective sample size over time, as a share of the members, for methods with weights."""
     curves = []
@@ -265,4 +293,4 @@ def overview(contents: Contents, panels: list[tuple[str, list[np.ndarray]]], tim
         made.savefig(folder / "overview.png", dpi=160)
 
 
-__all__ = ["figure", "overview", "rank_histograms", "sample_sizes", "save", "score_curves", "trajectories"]
+__all__ = ["figure", "overview", "rank_histograms", "sample_sizes", "save", "score_curves", "spectra", "trajectories"]

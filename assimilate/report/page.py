@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ ROWS = {"state": "mean", "member": "one member", "spread": "spread", "error": "e
 TITLES = {
     "rmse": "RMSE", "mae": "MAE", "nrmse": "NRMSE", "crps": "CRPS", "crps_fair": "fair CRPS", "ess": "ESS",
     "spread_skill": "spread / skill", "log_evidence": "log evidence", "seconds": "seconds",
-    "rmse_member": "RMSE, member", "nrmse_member": "NRMSE, member",
+    "rmse_member": "RMSE, member", "nrmse_member": "NRMSE, member", "spectrum_error": "spectrum error",
+    "mean_distance": "mean distance", "spread_ratio": "spread ratio", "rank_distance": "rank distance",
 }  # fmt: skip
 
 
@@ -37,29 +39,31 @@ def write(contents: Contents, out: str | Path | None = None) -> Path:
     if drawn:
         still(contents, drawn[0], figures)
     parts = [
-        header(contents),
-        failures(contents),
+        header(contents.attrs, contents.decoded("facts", [])),
+        failures(contents.decoded("failures", [])),
         table(contents),
         *(maps(contents, one, index) for index, one in enumerate(drawn)),
         pictures(contents, figures, with_trajectories=not drawn),
-        expected(contents),
+        expected(contents.decoded("expected", [])),
         provenance(contents),
     ]
-    title = html.escape(str(contents.attrs.get("title", "Assimilation")))
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{CSS}</style></head>\n<body><main>\n" + "\n".join(p for p in parts if p)
-        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
-    )  # fmt: skip
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", document(str(contents.attrs.get("title", "Assimilation")), parts))
     return folder / "report.html"
 
 
-def header(contents: Contents) -> str:
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page from its sections."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f"<style>{CSS}</style></head>\n<body><main>\n" + "\n".join(p for p in parts if p)
+        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
+    )  # fmt: skip
+
+
+def header(attrs: Mapping[str, Any], said: Sequence[str]) -> str:
     """Title, what was done, and the facts in a line."""
-    attrs = contents.attrs
-    facts = [f"<li>{html.escape(fact)}</li>" for fact in contents.decoded("facts", [])]
+    facts = [f"<li>{html.escape(fact)}</li>" for fact in said]
     lead = f'<p class="lead">{html.escape(str(attrs["description"]))}</p>' if attrs.get("description") else ""
     return (
         f'<header><p class="kicker">Assimilate</p><h1>{html.escape(str(attrs.get("title", "Assimilation")))}</h1>{lead}'
@@ -67,10 +71,9 @@ def header(contents: Contents) -> str:
     )
 
 
-def failures(contents: Contents) -> str:
-    """Methods that did not finish, by name."""
-    failed = contents.decoded("failures", [])
-    items = "".join(f"<li><b>{html.escape(f['method'])}</b>: {html.escape(f['error'])}</li>" for f in failed)
+def failures(failed: Sequence[Mapping[str, str]]) -> str:
+    """Methods that did not finish, by name (and task)."""
+    items = "".join(f"<li><b>{html.escape(who(f))}</b>: {html.escape(f['error'])}</li>" for f in failed)
     return f'<section class="failed"><h2>Did not finish</h2><ul>{items}</ul></section>' if failed else ""
 
 
@@ -185,6 +188,11 @@ def pictures(contents: Contents, figures: Path, *, with_trajectories: bool) -> s
             "How often the truth has each rank among the members; flat is calibrated, a U has too little spread. Band: "
             "two standard errors, from the scatter over times and experiments.",
         ),
+        (
+            "Kinetic-energy spectra",
+            [curves.spectra(contents, figures)],
+            "Means over times and experiments. Full: members; dashed: the mean, which is smoother than any state.",
+        ),
         ("Effective sample size", [curves.sample_sizes(contents, figures)], ""),
     ]
     return "".join(section(title, [s for s in sources if s], note) for title, sources, note in sections)
@@ -197,14 +205,13 @@ def section(title: str, sources: list[str], note: str) -> str:
     return whole if sources else ""
 
 
-def expected(contents: Contents) -> str:
+def expected(checks: Sequence[Mapping[str, Any]]) -> str:
     """What the card expects, and whether it came out."""
-    checks = contents.decoded("expected", [])
     if not checks:
         return ""
     rows = "".join(
         f'<tr class="{"pass" if c["passed"] else "fail"}"><td>{"✓" if c["passed"] else "✗"}</td><th scope="row">'
-        f"{html.escape(c['method'])}</th><td>{html.escape(c['text'])}</td><td>{number(c['found'])}</td>"
+        f"{html.escape(who(c))}</th><td>{html.escape(c['text'])}</td><td>{number(c['found'])}</td>"
         f'<td class="source">{html.escape(c["source"])}</td></tr>'
         for c in checks
     )
@@ -214,6 +221,11 @@ def expected(contents: Contents) -> str:
         "</tr>"
         f"</thead><tbody>{rows}</tbody></table></div></section>"
     )
+
+
+def who(entry: Mapping[str, Any]) -> str:
+    """The method of a check or failure, after its task where there are several."""
+    return f"{entry['task']}: {entry['method']}" if entry.get("task") else str(entry["method"])
 
 
 def provenance(contents: Contents) -> str:
@@ -228,12 +240,16 @@ def provenance(contents: Contents) -> str:
     rows += [(e.label, f"{e.analysis.attrs.get('method', '')} · seed {e.analysis.attrs.get('seed', '')}, "
               f"{e.analysis.attrs.get('members', '')} members, {e.analysis.attrs.get('seconds', '')} s")
              for e in contents.entries]  # fmt: skip
-    listed = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows)
-    card = attrs.get("settings", "")
+    return listed(rows, str(attrs.get("settings", "")))
+
+
+def listed(rows: Sequence[tuple[str, str]], card: str) -> str:
+    """The section of provenance, with the card as it was run."""
+    items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in rows)
     whole = (
         f"<details><summary>The card as it was run</summary><pre>{html.escape(card)}</pre></details>" if card else ""
     )
-    return f'<section class="provenance"><h2>Provenance</h2><dl>{listed}</dl>{whole}</section>'
+    return f'<section class="provenance"><h2>Provenance</h2><dl>{items}</dl>{whole}</section>'
 
 
 def still(contents: Contents, drawn: Atlas, figures: Path) -> None:
@@ -274,7 +290,7 @@ def best_of(score: str, values: Any) -> float:
     finite = [float(v) for v in np.asarray(values) if math.isfinite(v)]
     if not finite or score in ("ess", "seconds", "log_evidence") or len(finite) < 2:
         return math.nan
-    if score == "spread_skill":
+    if score in ("spread_skill", "spread_ratio"):
         return min(finite, key=lambda v: abs(math.log(v)) if v > 0 else math.inf)
     return max(finite) if score.startswith("csi") else min(finite)
 

@@ -55,6 +55,8 @@ background:#e2e5e8}
 .legend.upright i{width:.9rem;height:1.35rem;margin:0;border-radius:0!important}
 .legend.upright span{left:1.35rem;top:.62rem;transform:translateY(-50%)!important}
 .legend.upright em{margin:0 0 .5rem;line-height:1.2}
+.tasks tr.score th{padding-top:1.1rem;color:var(--soft);font-size:.84rem}
+.tasks tr.score th small{font-weight:400;color:#8a95a0}.tasks a{color:var(--accent);text-decoration:none}
 .expected td:first-child{font-weight:700;text-align:center}.pass td:first-child{color:#0a7a3d}
 .fail td:first-child{color:#b3261e}
 .expected td,.expected th{text-align:left;white-space:normal}

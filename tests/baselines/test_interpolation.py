@@ -110,6 +110,19 @@ def test_missing_values_and_batches():
         assert torch.isnan(method.estimate(None, 0.0).mean).all()
 
 
+def test_several_fields_are_each_interpolated_alone():
+    one = plane()
+    two = Space((*one.fields, Field("other", "K", ("y", "x"))), one.coords)
+    values = torch.randn(2, 1, 40, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    index = torch.cat([torch.arange(0, 108, 5), 108 + torch.arange(2, 90, 5)])
+    seen = Observation(Likelihood(Mask(two, index), GaussianNoise(std=0.1)), values)
+    for kind in (LinearInterpolation, NearestInterpolation):
+        both = kind(two).estimate(seen, 0.0).mean
+        for channel, part in enumerate((index < 108, index >= 108)):
+            alone = Observation(Likelihood(Mask(one, index[part] % 108), GaussianNoise(std=0.1)), values[..., part])
+            torch.testing.assert_close(both[:, channel], kind(one).estimate(alone, 0.0).mean[:, 0])
+
+
 def test_values_at_one_place_are_averaged():
     space = plane()
     points = np.array([[0.0, 0.0], [0.0, 0.0], [16.0, 0.0], [0.0, 33.0], [16.0, 33.0]])
@@ -130,5 +143,5 @@ def test_no_data_cells_and_refusals():
     nowhere = Likelihood(Matrix(space, torch.ones(1, 108)), GaussianNoise(std=1.0))
     with pytest.raises(CapabilityError, match="positions"):
         NearestInterpolation(space).estimate(Observation(nowhere, torch.zeros(1)), 0.0)
-    with pytest.raises(CapabilityError, match="one field"):
+    with pytest.raises(CapabilityError, match="fields on a grid"):
         LinearInterpolation(Space.scalars("x", "y"))

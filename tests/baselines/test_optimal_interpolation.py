@@ -91,6 +91,36 @@ def test_fit_finds_the_covariance(kernel, method):
     assert abs(other.variance / 0.8 - 1) < 0.27 and abs(other.length / 3.0 - 1) < 0.27
 
 
+def test_several_fields_are_each_estimated_alone():
+    one = plane()
+    two = Space((Field("r", "mm", ("y", "x")), Field("t", "K", ("y", "x"))), one.coords)
+    truth = torch.cat(
+        [fields(one, m, s2, 3.0, "exponential", 20, seed=k) for k, (m, s2) in enumerate([(0, 1), (5, 4)])], 2
+    )
+    # Other cells for each field, one value missing.
+    index = torch.cat([torch.arange(0, 180, 7), 180 + torch.arange(3, 180, 11)])
+    noise = torch.linspace(0.1, 0.4, index.numel(), dtype=torch.float64)
+    likelihood = Likelihood(Mask(two, index), GaussianNoise(std=noise))
+    y = likelihood.operator(truth)
+    y[4, 0, 30] = math.nan
+    seen = Observation(likelihood, y)
+    both = OptimalInterpolation.fit([seen], two)
+    assert both == OptimalInterpolation(two, both.mean, both.variance, both.length)
+    estimate = both.estimate(seen, 0.0)
+    for channel, part in enumerate((index < 180, index >= 180)):
+        alone = Observation(Likelihood(Mask(one, index[part] % 180), GaussianNoise(std=noise[part])), y[..., part])
+        single = OptimalInterpolation.fit([alone], one)
+        # The missing value of one field changes the order in which times are summed.
+        assert tuple(single.law(0)) == pytest.approx(tuple(both.law(channel)), rel=1e-6)
+        for found, expected in zip(estimate, single.estimate(alone, 0.0), strict=True):
+            torch.testing.assert_close(found[:, channel], expected[:, 0], rtol=0, atol=1e-5)
+    whole = OptimalInterpolation.fit_fields(truth, two)
+    parts = [OptimalInterpolation.fit_fields(truth[:, :, [k]], one).law(0) for k in range(2)]
+    assert [whole.law(0), whole.law(1)] == parts
+    with pytest.raises(ValueError, match="length has 3 numbers; the state has 2 channels"):
+        OptimalInterpolation(two, 0.0, 1.0, (1.0, 2.0, 3.0))
+
+
 def test_nothing_observed_is_the_prior():
     space = plane()
     method = OptimalInterpolation(space, 0.4, 2.25, 3.0)
@@ -105,7 +135,7 @@ def test_weights_are_kept_while_the_places_stay(monkeypatch):
     method = OptimalInterpolation(space, 0.0, 1.0, 3.0)
     calls = []
     original = OptimalInterpolation._weights
-    monkeypatch.setattr(OptimalInterpolation, "_weights", lambda s, p: calls.append(1) or original(s, p))
+    monkeypatch.setattr(OptimalInterpolation, "_weights", lambda s, *given: calls.append(1) or original(s, *given))
     likelihood = Likelihood(Mask(space, torch.arange(0, 180, 9)), GaussianNoise(std=0.1))
     for k in range(4):
         method.estimate(Observation(likelihood, torch.randn(20, generator=torch.Generator().manual_seed(k))), float(k))

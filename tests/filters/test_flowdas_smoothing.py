@@ -17,6 +17,7 @@ from assimilate.posterior.guidance import MMPS
 from assimilate.posterior.predictors import Context
 from assimilate.posterior.samplers import Ancestral
 from assimilate.posterior.transition import ExactTransition, Historical
+from assimilate.runner import run as run_window
 from dynamics.linear import LinearGaussian
 from dynamics.random import Streams
 from observations.likelihood import Likelihood, Observation
@@ -121,3 +122,19 @@ def test_a_step_over_several_model_steps_keeps_the_newest(frames: int) -> None:
         # 1, 0.5, 0.25, 0.125 + 0.4 and then 0.5 of that + 0.4 * 0.5.
         assert torch.allclose(state.past[0, 0, :, 0], torch.tensor([0.525, 0.25]), atol=1e-4)
         assert abs(float(state.members[0, 0, 0]) - 0.4625) < 1e-4
+
+
+def test_known_states_before_the_start_become_the_past() -> None:
+    transition = Echo(LinearGaussian.scalar(0.5, 1e-6), steps=8)
+    space = transition.space
+    known = space.to_dataset(
+        torch.tensor([[[8.0], [4.0], [2.0]]]), dims=("experiment", "time"), coords={"time": [0.0, 1.0, 2.0]}
+    )
+    unseen = known.isel(time=slice(2)).assign_coords(time=[3.0, 4.0]).rename(x0="observation") * torch.nan
+    found = run_window(FlowDAS(transition, guidance=None), unseen, likelihood=None, members=3, initial=known, start=2.0)
+    # 0.5 * 2 + 0.4 * 8, then 0.5 * 4.2 + 0.4 * 4.
+    assert found["x0"].values[0, 0] == pytest.approx([4.2, 3.7], abs=1e-4)
+    single = run_window(
+        FlowDAS(transition, guidance=None), unseen, likelihood=None, members=3, initial=known.isel(time=-1)
+    )
+    assert single["x0"].values[0, 0] == pytest.approx([1.0, 0.5], abs=1e-4)

@@ -135,3 +135,16 @@ def test_a_network_of_ones_own(tmp_path):
     with pytest.raises(CheckpointError, match="unknown architecture 'own'"):
         load_checkpoint(file)
     assert json.loads(json.dumps(read_header(file)))["kind"] == "test"
+
+
+def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path):
+    network = build_network("unet", {"widths": [16, 24]})
+    checkpoint = Checkpoint(kind="transition", networks={"forecast": network})
+    whole = save_checkpoint(checkpoint, tmp_path / "whole.safetensors")
+    half = save_checkpoint(checkpoint, tmp_path / "half.safetensors", half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    found = load_checkpoint(half).networks["forecast"].state_dict()
+    for key, value in network.state_dict().items():
+        assert found[key].dtype == torch.float32
+        # float16 has 11 significant bits.
+        assert torch.allclose(found[key], value, rtol=2**-11, atol=1e-7)

@@ -13,13 +13,19 @@ from typing import Any
 from torch import nn
 
 from assimilate.errors import UnknownName
+from assimilate.learning.networks.fno import FNO, FNOSettings
 from assimilate.learning.networks.mlp import MLP, MLPSettings
+from assimilate.learning.networks.transolver import Transolver, TransolverSettings
 from assimilate.learning.networks.unet import UNet, UNetSettings
 
 __all__ = [
     "ARCHITECTURES",
+    "FNO",
     "MLP",
+    "FNOSettings",
     "MLPSettings",
+    "Transolver",
+    "TransolverSettings",
     "UNet",
     "UNetSettings",
     "architecture_name",
@@ -29,7 +35,12 @@ __all__ = [
 
 Architectures = Mapping[str, tuple[type, type[nn.Module]]]
 
-ARCHITECTURES: Architectures = {"mlp": (MLPSettings, MLP), "unet": (UNetSettings, UNet)}
+ARCHITECTURES: Architectures = {
+    "fno": (FNOSettings, FNO),
+    "mlp": (MLPSettings, MLP),
+    "transolver": (TransolverSettings, Transolver),
+    "unet": (UNetSettings, UNet),
+}
 """Name -> (settings class, module class)."""
 
 
@@ -88,6 +99,6 @@ def sized_network(
         noise: whether it is given a noise level (a U-Net always is).
     """
     sizes = {"channels": channels, "outputs": outputs, "context": context}
-    if name == "mlp":
+    if name != "unet":
         sizes["noise_features"] = int(noise)
     return build_network(name, {**(settings or {}), **sizes})

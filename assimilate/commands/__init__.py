@@ -1,0 +1,1 @@
+"""The commands, one or two a file; `assimilate.cli` puts them together. Like it, they may look at every package."""
