@@ -51,6 +51,8 @@ _PUBLIC = {
     "LinearInterpolation": "assimilate.baselines.interpolation",
     "NearestInterpolation": "assimilate.baselines.interpolation",
     "OptimalInterpolation": "assimilate.baselines.optimal_interpolation",
+    "DivergenceFreeInterpolation": "assimilate.baselines.divergence_free",
+    "CorrectedForecast": "assimilate.baselines.corrected_forecast",
     "condition": "assimilate.posterior.condition",
     "load_pretrained": "assimilate.learning.pretrained",
     "list_pretrained": "assimilate.learning.pretrained",
@@ -97,6 +99,8 @@ def __dir__() -> list[str]:
 _check_neighbours()
 
 if TYPE_CHECKING:
+    from assimilate.baselines.corrected_forecast import CorrectedForecast as CorrectedForecast
+    from assimilate.baselines.divergence_free import DivergenceFreeInterpolation as DivergenceFreeInterpolation
     from assimilate.baselines.interpolation import LinearInterpolation as LinearInterpolation
     from assimilate.baselines.interpolation import NearestInterpolation as NearestInterpolation
     from assimilate.baselines.optimal_interpolation import OptimalInterpolation as OptimalInterpolation

@@ -22,6 +22,7 @@ DYNAMICS = {
     "NavierStokes": "dynamics.navier_stokes:NavierStokes",
     "Truncated": "dynamics.truncated:Truncated",
     "RainStorms": "dynamics.radar:RainStorms",
+    "SimulatedVIL": "dynamics.vil:SimulatedVIL",
 }
 OPERATORS = {
     "Identity": "observations.sampling:Identity",
@@ -70,6 +71,7 @@ METHODS = {
     "FourDVar": "assimilate.variational.four_dimensional:FourDVar",
     "CorrectedForecast": "assimilate.baselines.corrected_forecast:CorrectedForecast",
     "OptimalInterpolation": "assimilate.baselines.optimal_interpolation:OptimalInterpolation",
+    "DivergenceFreeInterpolation": "assimilate.baselines.divergence_free:DivergenceFreeInterpolation",
     "LinearInterpolation": "assimilate.baselines.interpolation:LinearInterpolation",
     "NearestInterpolation": "assimilate.baselines.interpolation:NearestInterpolation",
     "PersistenceFilter": "assimilate.baselines.persistence:PersistenceFilter",

@@ -84,6 +84,32 @@ def imaging() -> str:
     return "\n".join(lines)
 
 
+def fields() -> str:
+    """The Navier-Stokes card as Markdown: a row for each method, a column for each task.
+
+    A cell holds the error relative to the size of the truth and, in brackets, spread over error.
+    """
+    file = RESULTS / "navier-stokes-small.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {}).setdefault(row["task"], {})[row["score"]] = row["value"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = [f"| Method | {' | '.join(tasks)} | spectrum | seconds |", "|---|" + "---:|" * (len(tasks) + 2)]
+    for method, scores in found.items():
+        cells = [_relative(scores.get(task, {})) for task in tasks]
+        spectrum, seconds = (
+            sum(values[name] for values in scores.values()) / len(scores) for name in ("spectrum_error", "seconds")
+        )
+        lines.append(f"| {method} | {' | '.join(cells)} | {spectrum:.2f} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def _relative(scores: dict[str, float]) -> str:
+    spread = f" ({scores['spread_skill']:.2f})" if "spread_skill" in scores else ""
+    return f"{scores['nrmse']:.3f}{spread}" if "nrmse" in scores else ""
+
+
 def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
@@ -130,7 +156,12 @@ def _card(row: dict[str, Any] | None) -> str:
     return " / ".join(f"{v:.2f}" for v in values)
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": table, "scorecard": scorecard, "imaging": imaging}
+TABLES: dict[str, Callable[[], str]] = {
+    "results": table,
+    "scorecard": scorecard,
+    "imaging": imaging,
+    "fields": fields,
+}
 """Name of the markers `<!-- NAME -->` and `<!-- end of NAME -->` -> what stands between them."""
 
 

@@ -18,6 +18,7 @@ from observations.heavy_tails import Laplace, StudentT
 from observations.likelihood import Likelihood, Observation
 from observations.noise import GaussianNoise, Noise, SignalNoise
 from observations.nonlinear import Arctan, Function
+from observations.piv import ParticleVelocity
 from observations.poisson import Poisson
 from observations.sampling import Identity, Mask, Matrix, Select, Stations, random_mask
 from observations.synthetic import observe
@@ -44,6 +45,7 @@ __all__ = [
     "Noise",
     "Observation",
     "ObservationOperator",
+    "ParticleVelocity",
     "Poisson",
     "Select",
     "SignalNoise",

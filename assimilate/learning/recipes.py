@@ -70,7 +70,8 @@ def train(
     settings_class, function = RECIPES[recipe]
     chosen = build_settings(settings_class, settings or {}, f"recipe '{recipe}'")
     trained = function(source, chosen, resume=resume, progress=progress, device=device)
-    if recipe == "transition" and isinstance(source, Dynamics):
+    # Two hundred thousand steps of a gridded system would take longer than its training.
+    if recipe == "transition" and isinstance(source, Dynamics) and not source.space.grid:
         trained = replace(trained, record={**trained.record, "measured": measured(trained, source)})
     return save_checkpoint(trained.to_checkpoint(), file, half=half)
 

@@ -90,11 +90,14 @@ def weighted_mean(members: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def weighted_variance(members: Tensor, log_weights: Tensor) -> Tensor:
-    """Unbiased variance over members, `sum W (x - mean)^2 / (1 - sum W^2)`: `(E, *event)`."""
+    """Unbiased variance over members, `sum W (x - mean)^2 / (1 - sum W^2)`: `(E, *event)`.
+
+    Where one member has all the weight there is no spread: 0, and an effective sample size of 1 says why.
+    """
     centred = members - weighted_mean(members, log_weights).unsqueeze(1)
-    lost = 1.0 - 1.0 / effective_sample_size(log_weights)
+    left = (1.0 - 1.0 / effective_sample_size(log_weights)).reshape(-1, *[1] * (members.ndim - 2))
     variance = weighted_mean(centred.square(), log_weights)
-    return variance / lost.to(variance.dtype).reshape(-1, *[1] * (variance.ndim - 1))
+    return torch.where(left > 0, variance / torch.where(left > 0, left, 1.0).to(variance.dtype), 0.0)
 
 
 def resampling_counts(log_weights: Tensor, scheme: Scheme = "systematic", *, rng: Rng) -> Tensor:

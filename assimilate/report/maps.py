@@ -245,7 +245,11 @@ def observed_field(contents: Contents, sample: xr.DataArray, times: np.ndarray) 
     rows = [k for k, t in enumerate(times) if t in seen["time"].values]
     if "observed_cells" in contents.attrs and len(dims) == 1:
         cells = np.asarray(contents.decoded("observed_cells", []), dtype=int)
-        full[np.asarray(rows)[:, None], cells] = back(array.values)
+        if array.sizes[dims[0]] != cells.size * len(contents.fields):
+            return None
+        # Every field is observed at these cells, one field after another.
+        values = array.values.reshape(len(rows), -1, cells.size)[:, contents.fields.index(str(sample.name))]
+        full[np.asarray(rows)[:, None], cells] = back(values)
     elif [array.sizes[d] for d in dims] == shape or [array.sizes[d] for d in dims] == [1, *shape]:
         full[rows] = back(array.values).reshape(len(rows), -1)
     else:

@@ -138,7 +138,7 @@ def test_a_network_of_ones_own(tmp_path):
 
 
 def test_half_precision_halves_the_file_and_rounds_the_weights(tmp_path):
-    network = build_network("unet", {"widths": [16, 24]})
+    network = UNet(UNetSettings(widths=(16, 24)))
     checkpoint = Checkpoint(kind="transition", networks={"forecast": network})
     whole = save_checkpoint(checkpoint, tmp_path / "whole.safetensors")
     half = save_checkpoint(checkpoint, tmp_path / "half.safetensors", half=True)

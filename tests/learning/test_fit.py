@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from assimilate.learning.checkpoint import CheckpointError, read_header
+from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.fit import FitSettings, fit, seeded
-from assimilate.learning.networks import MLP, MLPSettings
-from assimilate.learning.objectives import Batch
+from assimilate.learning.networks import MLP, MLPSettings, UNet, UNetSettings
+from assimilate.learning.objectives import Batch, Denoising, LogUniform
 
 SETTINGS = FitSettings(steps=300, batch=128, learning_rate=1e-2, ema=0.98, held_out_every=50, resume_every=7)
 MATRIX = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
@@ -113,3 +114,17 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         fit(network(), broken, draw, SETTINGS)
     with pytest.raises(ValueError, match="ema"):
         FitSettings(ema=1.0)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same():
+    # Compiling takes most of a minute; the numbers may differ in the last bits.
+    def trained(compiled: bool) -> torch.Tensor:
+        network = seeded(0, lambda: UNet(UNetSettings(widths=(8, 16))))
+        denoiser = EDMDenoiser(network, event_dims=3)
+        settings = FitSettings(steps=5, batch=4, compile=compiled, held_out_every=0)
+        draw = lambda count, rng: Batch(torch.randn(count, 1, 16, 16, generator=rng))  # noqa: E731
+        model = fit(denoiser, Denoising(LogUniform(0.1, 1.0)), draw, settings).model
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    assert torch.allclose(trained(True), trained(False), atol=1e-5)

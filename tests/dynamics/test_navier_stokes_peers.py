@@ -1,0 +1,135 @@
+"""Two public solvers against ours, from the same vorticity. A peer that is not installed is skipped (extra `peers`).
+
+Both write the advection as u.grad w (ours: Basdevant's form) and step by a Runge-Kutta scheme of order 4 with
+Crank-Nicolson for the linear part, so of order 2. They keep one row of modes more than the two-thirds rule allows, and
+that without its mirror image; here they are given the rule itself, and then solve the same equations as we do.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dynamics.navier_stokes import NavierStokes
+
+SYSTEM = NavierStokes(size=64, viscosity=1e-3, drag=0.1, dt=0.25)
+HOW = "is not installed: pip install 'assimilate-da[peers]'"
+
+
+def kept(size):
+    """The two-thirds rule on half spectra `(n, n // 2 + 1)`."""
+    rows, columns = np.fft.fftfreq(size, 1 / size), np.arange(size // 2 + 1)
+    return np.maximum(abs(rows)[:, None], columns[None]) <= (size - 1) // 3
+
+
+class TorchCfd:
+    """torch-cfd, in float64."""
+
+    def __init__(self, system):
+        equations = pytest.importorskip("torch_cfd.equations", reason=f"torch-cfd {HOW}")
+        from torch_cfd.grids import Grid
+
+        # The weights of its scheme and its modes are made in the default precision.
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            grid = Grid((system.size, system.size), domain=((0, system.length), (0, system.length)))
+            self.equation = equations.NavierStokes2DSpectral(
+                system.viscosity, grid, drag=system.drag, solver=equations.RK4CrankNicolsonStepper()
+            )
+        finally:
+            torch.set_default_dtype(default)
+        self.equation.filter = torch.from_numpy(kept(system.size)).double()
+
+    def tendency(self, field):
+        spectrum = torch.fft.rfft2(torch.from_numpy(field))
+        total = self.equation.explicit_terms(spectrum) + self.equation.implicit_terms(spectrum)
+        return torch.fft.irfft2(total, s=field.shape).numpy()
+
+    def advance(self, field, span, steps):
+        spectrum = torch.fft.rfft2(torch.from_numpy(field))
+        with torch.no_grad():
+            spectrum, _ = self.equation(spectrum, span / steps, steps)
+        return torch.fft.irfft2(spectrum, s=field.shape).numpy()
+
+
+class JaxCfd:
+    """jax-cfd, in float64."""
+
+    def __init__(self, system):
+        self.jax = pytest.importorskip("jax", reason=f"jax {HOW}")
+        equations = pytest.importorskip("jax_cfd.spectral.equations", reason=f"jax-cfd {HOW}")
+        from jax_cfd.base.grids import Grid
+        from jax_cfd.spectral import time_stepping
+
+        self.jax.config.update("jax_enable_x64", True)
+        self.make = time_stepping.crank_nicolson_rk4
+        grid = Grid((system.size, system.size), domain=((0, system.length), (0, system.length)))
+        self.equation = equations.NavierStokes2D(system.viscosity, grid, drag=system.drag)
+        self.equation.filter_ = self.jax.numpy.asarray(kept(system.size), float)
+
+    def tendency(self, field):
+        spectrum = self.jax.numpy.fft.rfftn(field)
+        total = self.equation.explicit_terms(spectrum) + self.equation.implicit_terms(spectrum)
+        return np.asarray(self.jax.numpy.fft.irfftn(total, s=field.shape))
+
+    def advance(self, field, span, steps):
+        step = self.make(self.equation, span / steps)
+        run = self.jax.jit(lambda x: self.jax.lax.fori_loop(0, steps, lambda _, state: step(state), x))
+        return np.asarray(self.jax.numpy.fft.irfftn(run(self.jax.numpy.fft.rfftn(field)), s=field.shape))
+
+
+@pytest.fixture(params=[TorchCfd, JaxCfd], ids=["torch-cfd", "jax-cfd"])
+def peer(request):
+    return request.param(SYSTEM)
+
+
+def start():
+    return SYSTEM.prior((1,), rng=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def swapped(x):
+    """A state `(1, 1, n, n)` with dims (x, y), as the peers have them."""
+    return np.ascontiguousarray(x[0, 0].numpy().T)
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def test_tendencies_are_equal(peer):
+    x = start()
+    grid = SYSTEM.grid
+    spectrum = grid.spectrum(x[:, 0])
+    ours = grid.advection(spectrum) - (SYSTEM.viscosity * grid.squared + SYSTEM.drag) * spectrum
+    ours = swapped(grid.field(ours)[None])
+    assert rms(ours) > 1
+    # Rounding only: about 20 operations and a factor K^2 / K between the largest and the smallest multipliers.
+    assert rms(peer.tendency(swapped(x)) - ours) < 1e-13 * rms(ours)
+
+
+def test_one_step_differs_with_the_third_power_of_its_length(peer):
+    x = start()
+    differences = []
+    for h in (2**-7, 2**-8, 2**-9):
+        ours = swapped(replace(SYSTEM, dt=h, substeps=1).step(x, 0.0, rng=None))
+        differences.append(rms(peer.advance(swapped(x), h, 1) - ours))
+    orders = [math.log2(differences[i] / differences[i + 1]) for i in range(2)]
+    assert min(orders) > 2.7 and max(orders) < 5.3
+    assert differences[-1] < 1e-6
+
+
+def test_many_steps_tend_to_the_same_flow(peer):
+    x = start()
+    ours = swapped(replace(SYSTEM, substeps=256).step(x, 0.0, rng=None))
+    ends = [peer.advance(swapped(x), SYSTEM.dt, steps) for steps in (32, 64, 128, 256)]
+    differences = [rms(end - ours) for end in ends]
+    print(differences)
+    orders = [math.log2(differences[i] / differences[i + 1]) for i in range(3)]
+    # Order 2 in the limit; at long steps the advection's order 4 may still lead.
+    assert 1.8 < orders[-1] < 2.2 and min(orders) > 1.8
+    # Without the term in h^2 nothing of the difference is left.
+    limit = (4 * ends[3] - ends[2]) / 3
+    assert rms(limit - ours) < 1e-9
