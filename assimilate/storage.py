@@ -66,15 +66,29 @@ def add_group(
     also: Mapping[str, xr.Dataset] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a group (and others) to a result file and renew its attributes; earlier content is kept whatever happens."""
-    with replacing(path, copy=True) as draft:
-        for group, content in {name: dataset, **(also or {})}.items():
-            _add(draft, group, content)
-        if attrs:
-            import netCDF4
+    """Add a group (and others) to a result file and renew its attributes; earlier content is kept whatever happens.
 
-            with netCDF4.Dataset(draft, "a") as file:
-                file.setncatts(dict(attrs))
+    The file is written anew: changing attributes in place has crashed HDF5 2.2 (a longer text among many attributes).
+    """
+    added = {name: dataset, **(also or {})}
+    with replacing(path) as draft:
+        with xr.open_dataset(path) as root:
+            renewed = {**root.attrs, **(attrs or {})}
+        xr.Dataset(attrs=renewed).to_netcdf(draft, mode="w")
+        for group in _group_names(path):
+            if group not in added:
+                # As it lies in the file, not decoded: what comes out is what went in.
+                with xr.open_dataset(path, group=group, decode_cf=False) as held:
+                    _add(draft, group, held.load())
+        for group, content in added.items():
+            _add(draft, group, content)
+
+
+def _group_names(path: Path) -> list[str]:
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        return [str(name) for name in file.groups]
 
 
 def append(part: xr.Dataset, path: Path, *, new: bool) -> None:

@@ -149,6 +149,12 @@ class EnSF(EnsembleFilter):
     Exactness: biased. Draws are independent, so that sampling noise enters at every analysis and the spread needs
     inflation. There is no evidence: `Info.log_evidence` is NaN where something was observed.
 
+    Which setting: measured on Lorenz-96, 40 variables, all observed (two runs). Linear, noise 1, at every step: the
+    default with 100 members and `inflation = 1.1` has an error of the mean of 0.25 (a LETKF 0.20), `published` 0.9.
+    The paper's case, arctan(x) with noise 0.05 at intervals of 0.1 and members that start far from the truth:
+    `published` with 20 members finds it and has 0.2 to 0.3; the default, like a LETKF, linearises an arctan that is
+    flat there and does not (above 1).
+
     Differs from the papers: kernels, standardised units, guidance and sampler; `EnSF.published` has theirs.
     """
 

@@ -87,7 +87,8 @@ def test_without_a_likelihood_the_members_are_drawn_again():
     z = draws(1, n, 1)
     found = EulerMaruyama()(predictor, path, z, times=times, event_dims=1, rng=Streams(0, 1, n)).x.flatten()
     gap, nearest = (found[:, None] - torch.tensor([-2.0, 0.5, 1.0])).abs().min(-1)
-    assert gap.max() < 0.6 and gap.square().mean().sqrt() < 0.1
+    # The last Euler step of 1/100 leaves noise of variance 1/100 (g_F is 1 there).
+    assert gap.max() < 0.6 and 0.09 < gap.square().mean().sqrt() < 0.12
     shares = torch.bincount(nearest, minlength=3) / n
     assert ((shares - 1 / 3).abs() < 5 * (2 / 9 / n) ** 0.5 + 0.03).all()
 
@@ -162,6 +163,26 @@ def test_curved_observation_against_quadrature():
     # The tangent of the arctan at the clean mean is a bias of a fraction of the spread, and narrows the tail.
     assert abs(float(state.members.mean()) - mean) < 0.25 * spread
     assert 0.7 < float(state.members.std()) / spread < 1.15
+
+
+def test_the_case_of_the_paper():
+    """Lorenz-96 through a narrow arctan, from members that know nothing: the published setting finds the truth."""
+    system = Lorenz96(dt=0.05)
+    model = Likelihood(Arctan(system.space), GaussianNoise(std=0.05))
+    truth = system.prior((1, 1), rng=Streams(1, 1, 1))
+    for _ in range(100):
+        truth = system.step(truth, 0.0, rng=None)
+    method = EnSF.published(system, steps=100)
+    state = method.init(draws(1, 20, 1, 40).float())
+    errors = []
+    for k in range(1, 31):
+        for _ in range(2):
+            truth = system.step(truth, 0.0, rng=None)
+        seen = Observation(model, model.sample(truth, rng=Streams(3, 1, 1, step=k)))
+        state, _ = method.step(state, seen, k * 0.1, rng=Streams(2, 1, 20, step=k))
+        errors.append(float((state.members.mean(1, keepdim=True) - truth).square().mean().sqrt()))
+    # The climate's standard deviation is 3.6; two longer runs with 500 steps had 0.18 and 0.26 in the end.
+    assert errors[0] > 2.0 and max(errors[-5:]) < 0.8
 
 
 def test_settings():
