@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -153,7 +154,9 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             rows.append(row)
     if options.write:
-        (RESULTS / f"{stem}-cost.json").write_text(json.dumps(rows, indent=1) + "\n")
+        # JSON has no word for a number that is none: null, where a rule diverged.
+        kept = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]
+        (RESULTS / f"{stem}-cost.json").write_text(json.dumps(kept, indent=1) + "\n")
         draw_figure(rows, RESULTS / f"{stem}-cost.png")
 
 
