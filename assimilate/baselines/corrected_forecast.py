@@ -26,14 +26,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from assimilate.baselines.base import without_no_data
 from assimilate.baselines.persistence import without_evidence
-from assimilate.filters.base import Diverged, Exactness, Info, check_finite, check_members
+from assimilate.filters.base import Diverged, Exactness, HistoryState, Info, check_finite, check_members
 from assimilate.learning.forecast import PastForecast
 from assimilate.learning.samples import Simulation, Trajectories
 from assimilate.posterior.covariance import Isotropic
@@ -53,22 +53,6 @@ if TYPE_CHECKING:
 
 TRIED = 9
 """Weights tried where none are given."""
-
-
-class CorrectedState(NamedTuple):
-    """The state of a corrected forecast.
-
-    Attributes:
-        members: `(E, N, *event)`.
-        log_weights: `(E, N)`, normalised.
-        time: in the time unit of the dynamics.
-        past: `(E, N, h, *event)`, earlier states, newest first; h = 0 unless the forecast looks at them.
-    """
-
-    members: Tensor
-    log_weights: Tensor
-    time: float
-    past: Tensor
 
 
 @dataclass(frozen=True)
@@ -180,15 +164,15 @@ class CorrectedForecast:
             raise ValueError(f"the forecast diverges with every weight tried: {list(table)}")
         return cls(dynamics, best, minimiser, tuple(sorted(table.items())), source)
 
-    def init(self, members: Tensor, time: float = 0.0) -> CorrectedState:
+    def init(self, members: Tensor, time: float = 0.0) -> HistoryState:
         """A state without a past from initial members `(E, N, *event)`."""
         check_members(members)
         past = members.new_zeros(*members.shape[:2], 0, *members.shape[2:])
-        return CorrectedState(members, uniform_log_weights(members), float(time), past)
+        return HistoryState(members, uniform_log_weights(members), float(time), past)
 
     def step(
-        self, state: CorrectedState, observation: Observation | None, time: float, *, rng: Rng
-    ) -> tuple[CorrectedState, Info]:
+        self, state: HistoryState, observation: Observation | None, time: float, *, rng: Rng
+    ) -> tuple[HistoryState, Info]:
         """Forecast to `time`, then correct; see `Filter.step`. Nothing is drawn from `rng`."""
         members, past = state.members, state.past
         for k in range(steps_between(self.dynamics, state.time, time)):
@@ -202,7 +186,7 @@ class CorrectedForecast:
         info = without_evidence(members, observation)
         if observation is not None:
             members = check_finite(self.correct(members, observation), self.name, time, state.time)
-        return CorrectedState(members, state.log_weights, float(time), past), info
+        return HistoryState(members, state.log_weights, float(time), past), info
 
     def correct(self, background: Tensor, observation: Observation) -> Tensor:
         """x_a from x_b, `(E, N, *event)`, each member by itself."""
@@ -218,7 +202,7 @@ class CorrectedForecast:
         start = background.new_zeros(*background.shape[:2], covariance.size)
         return background + covariance.root(minimiser(cost_of(observation, background, covariance), start).control)
 
-    def ensemble(self, state: CorrectedState) -> tuple[Tensor, Tensor]:
+    def ensemble(self, state: HistoryState) -> tuple[Tensor, Tensor]:
         """Members `(E, N, *event)` and their equal log weights."""
         return state.members, state.log_weights
 

@@ -89,6 +89,22 @@ class FilterState(NamedTuple):
     time: float
 
 
+class HistoryState(NamedTuple):
+    """The state of a filter whose members remember where they came through.
+
+    Attributes:
+        members: `(E, N, *event)`.
+        log_weights: `(E, N)`, normalised.
+        time: in the time unit of the dynamics.
+        past: `(E, N, h, *event)`, earlier states, newest first; h = 0 unless the dynamics look at them.
+    """
+
+    members: Tensor
+    log_weights: Tensor
+    time: float
+    past: Tensor
+
+
 @runtime_checkable
 class Filter(Protocol[State]):
     """The contract of a filter; see the module for the attributes and `check_filter` for a test of it."""

@@ -35,12 +35,12 @@ over steps (`FlowDAS.published`); the gain, the clean mean and the diffusion fol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite
+from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, HistoryState, Info, check_finite
 from assimilate.filters.ensemble import EnsembleKalmanFilter, smoothed
 from assimilate.filters.particle import weigh
 from assimilate.posterior.calibration import Calibration
@@ -57,22 +57,6 @@ from dynamics.random import Rng, Streams
 from observations.likelihood import Observation
 
 Weights = Literal["auto", "global", "none"]
-
-
-class FlowState(NamedTuple):
-    """A weighted ensemble and the states that each member came through.
-
-    Attributes:
-        members: `(E, N, *event)`.
-        log_weights: `(E, N)`, normalised.
-        time: in the time unit of the dynamics.
-        past: `(E, N, h, *event)`, earlier states, newest first; h = 0 unless the transition looks at them.
-    """
-
-    members: Tensor
-    log_weights: Tensor
-    time: float
-    past: Tensor
 
 
 @dataclass(frozen=True)
@@ -186,21 +170,21 @@ class FlowDAS(EnsembleFilter):
             weights="none",
         )
 
-    def init(self, members: Tensor, time: float = 0.0) -> FlowState:  # type: ignore[override]
+    def init(self, members: Tensor, time: float = 0.0) -> HistoryState:  # type: ignore[override]
         """Equal weights on the members `(E, N, *event)`, at `time`, without a past."""
         first = super().init(members, time)
-        return FlowState(*first, members.new_zeros(*members.shape[:2], 0, *members.shape[2:]))
+        return HistoryState(*first, members.new_zeros(*members.shape[:2], 0, *members.shape[2:]))
 
     def step(
-        self, state: FilterState | FlowState, observation: Observation | None, time: float, *, rng: Rng
-    ) -> tuple[FlowState, Info]:
+        self, state: FilterState | HistoryState, observation: Observation | None, time: float, *, rng: Rng
+    ) -> tuple[HistoryState, Info]:
         """See `Filter.step`: resample, forecast to one step before `time`, then draw the guided step and weigh."""
         if self.antithetic:
             if not isinstance(rng, Streams):
                 raise ValueError("antithetic noise needs Streams(seed, experiments, members) as rng, not a generator")
             rng = rng.mirrored()
         start = resample(state.members, state.log_weights, self.resampling, self.threshold, rng=rng)
-        past = state.past if isinstance(state, FlowState) else state.members[:, :, None][:, :, :0]
+        past = state.past if isinstance(state, HistoryState) else state.members[:, :, None][:, :, :0]
         if bool(start.triggered.any()):
             past = select(past, start.ancestors)
         seen = 0 if observation is None else most_observed(observation)
@@ -232,13 +216,13 @@ class FlowDAS(EnsembleFilter):
             ess = effective_sample_size(start.log_weights)
             weighting = (weighting or "none") if seen else None
             info = Info(None, evidence, ess, ancestors=start.ancestors, weighting=weighting)
-            return FlowState(members, start.log_weights, float(time), past), info
+            return HistoryState(members, start.log_weights, float(time), past), info
         increments = observation.likelihood.log_prob(observation.y, members)
         if ratio is not None:
             increments = increments + ratio
         after, info = weigh(self.name, state.time, time, start, members, members, increments)
         info = info._replace(background=None, background_log_weights=None, weighting="global")
-        return FlowState(*after, past), info
+        return HistoryState(*after, past), info
 
     def _draw(
         self,

@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from assimilate.baselines.base import without_no_data
 from assimilate.learning.checkpoint import Checkpoint
-from assimilate.learning.samples import Standardisation
-from dynamics import Rng, Space, uniform
+from assimilate.learning.samples import Standardisation, redrawn
+from dynamics import Rng, Space
 
 
 @runtime_checkable
@@ -165,10 +165,7 @@ class RegressionForecast:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Stored states drawn with replacement, `(*shape, *event)`."""
-        # One draw a row whatever the row's shape, as counter-based streams want it.
-        pick = uniform(rng, tuple(shape), dtype=torch.float64, device=device)
-        index = (pick * len(self.states)).long().clamp_max(len(self.states) - 1)
-        return self.states.to(dtype=dtype, device=device)[index]
+        return redrawn(self.states, shape, rng=rng, dtype=dtype, device=device)
 
     def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
         """The forecast from one state whose past is unknown; nothing is drawn, with or without `rng`."""

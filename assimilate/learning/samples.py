@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from assimilate.errors import DataError
-from dynamics import Dynamics, Rng, Space, Streams, simulate
+from dynamics import Dynamics, Rng, Space, Streams, simulate, uniform
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,6 +59,16 @@ class Standardisation:
 
     def _column(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * self.grid_dims)
+
+
+def redrawn(
+    states: Tensor, shape: tuple[int, ...], *, rng: Rng, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Stored states `(n, *event)` drawn with replacement, `(*shape, *event)`: the prior of a learned system."""
+    # One draw a row whatever the row's shape, as counter-based streams want it.
+    pick = uniform(rng, tuple(shape), dtype=torch.float64, device=device)
+    index = (pick * len(states)).long().clamp_max(len(states) - 1)
+    return states.to(dtype=dtype, device=device)[index]
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,14 @@ from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.correlation import ResidualCorrelation
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.forecast import MeanForecast, context_channels
-from assimilate.learning.samples import Standardisation
+from assimilate.learning.samples import Standardisation, redrawn
 from assimilate.posterior.covariance import Covariance, Isotropic
 from assimilate.posterior.paths import Interpolant, Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers import Ancestral, Sampler
 from assimilate.posterior.time_grids import ratio_times, uniform_times
 from assimilate.posterior.transition import draw
-from dynamics import Rng, Space, uniform
+from dynamics import Rng, Space
 
 if TYPE_CHECKING:
     from assimilate.learning.gaussian import GaussianForecast
@@ -238,10 +238,7 @@ class LearnedTransition:
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Stored states drawn with replacement, `(*shape, *event)`."""
-        # One draw a row whatever the row's shape, as counter-based streams want it.
-        pick = uniform(rng, tuple(shape), dtype=torch.float64, device=device)
-        index = (pick * len(self.states)).long().clamp_max(len(self.states) - 1)
-        return self.states.to(dtype=dtype, device=device)[index]
+        return redrawn(self.states, shape, rng=rng, dtype=dtype, device=device)
 
     def step(self, x: Tensor, time: float, *, rng: Rng | None) -> Tensor:
         """A draw of the next state from one whose past is unknown; with `rng=None` the forecast."""
