@@ -21,6 +21,15 @@ _PUBLIC = {
     "stream": "assimilate.runner",
     "evaluate": "assimilate.verification",
     "Scoring": "assimilate.verification",
+    "forecast": "assimilate.forecasts",
+    "forecast_scores": "assimilate.forecasts",
+    "Schedule": "assimilate.schedule",
+    "QualityControl": "assimilate.quality",
+    "Feedback": "assimilate.feedback",
+    "to_ioda": "assimilate.feedback",
+    "innovation_statistics": "assimilate.diagnosis",
+    "desroziers": "assimilate.diagnosis",
+    "Substepped": "assimilate.filters.substepped",
     "EnKF": "assimilate.filters.ensemble",
     "ETKF": "assimilate.filters.ensemble",
     "LETKF": "assimilate.filters.local",
@@ -104,8 +113,12 @@ if TYPE_CHECKING:
     from assimilate.baselines.interpolation import LinearInterpolation as LinearInterpolation
     from assimilate.baselines.interpolation import NearestInterpolation as NearestInterpolation
     from assimilate.baselines.optimal_interpolation import OptimalInterpolation as OptimalInterpolation
+    from assimilate.diagnosis import desroziers as desroziers
+    from assimilate.diagnosis import innovation_statistics as innovation_statistics
     from assimilate.errors import UserError as UserError
     from assimilate.experiment import Experiment as Experiment
+    from assimilate.feedback import Feedback as Feedback
+    from assimilate.feedback import to_ioda as to_ioda
     from assimilate.filters.auxiliary import AuxiliaryFilter as AuxiliaryFilter
     from assimilate.filters.deterministic import DEnKF as DEnKF
     from assimilate.filters.ensemble import ETKF as ETKF
@@ -124,14 +137,19 @@ if TYPE_CHECKING:
     from assimilate.filters.score_filter import EnSF as EnSF
     from assimilate.filters.serial import LocalEAKF as LocalEAKF
     from assimilate.filters.serial import SerialEnSRF as SerialEnSRF
+    from assimilate.filters.substepped import Substepped as Substepped
     from assimilate.filters.unscented_kalman import UnscentedKalmanFilter as UnscentedKalmanFilter
+    from assimilate.forecasts import forecast as forecast
+    from assimilate.forecasts import forecast_scores as forecast_scores
     from assimilate.learning.pretrained import list_pretrained as list_pretrained
     from assimilate.learning.pretrained import load_pretrained as load_pretrained
     from assimilate.learning.recipes import fit_transition as fit_transition
     from assimilate.posterior.condition import condition as condition
+    from assimilate.quality import QualityControl as QualityControl
     from assimilate.report import render as render
     from assimilate.runner import run as run
     from assimilate.runner import stream as stream
+    from assimilate.schedule import Schedule as Schedule
     from assimilate.smoothers.backward_simulation import BackwardSimulation as BackwardSimulation
     from assimilate.smoothers.ensemble_kalman import EnKS as EnKS
     from assimilate.smoothers.iterative import IEnKS as IEnKS

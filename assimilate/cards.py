@@ -4,6 +4,8 @@
     [data]            root, which stands for `{root}` in every `data` below
     [truth]           simulated (dynamics, steps, ...) or read from a file (data, variables, ...)
     [observations]    made from the truth (operator, noise, every, fraction) or read from a file (data, variable, noise)
+    [[instrument]]    instead: measured values of several files, tables or grids, assimilated together
+    [quality]         limits of what is assimilated: gross errors, the background check
     [verification]    share of the stations or observed cells that no method sees and that score it
     [initial]         where ensembles start: "prior", "known" or "perturbed"
     [[method]]        type, label, members, transition or dynamics, and the settings of the class itself
@@ -22,25 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-
-class Table(BaseModel):
-    """A TOML table whose keys are all known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Component(BaseModel):
-    """A class and its settings: `{type = "Lorenz63", preset = "flowdas"}`; settings are checked against the class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    type: str
-    """Name in the registry (`assimilate list`), or `module:Class`."""
-    preset: str | None = None
-    """A class method that makes the object, such as a published setting."""
-
-    def spec(self) -> dict[str, Any]:
-        """The table as it stands in the card."""
-        return self.model_dump(exclude_none=True)
+from assimilate.card_observations import Component, Instrument, Observations, Quality, Table
 
 
 class Truth(Table):
@@ -72,9 +56,9 @@ class Truth(Table):
     """First and last time that is used, inclusive."""
     time_unit: str = "h"
     """Unit of a model step where time is a date: "s", "min", "h" or "D"."""
-    periodic: list[str] = []
+    periodic: list[str] = Field(default_factory=list)
     """Dimensions of a file that close on themselves."""
-    region: dict[str, list[int]] = {}
+    region: dict[str, list[int]] = Field(default_factory=dict)
     """Part of the grid: `{x = [0, 40]}` keeps indices 0 to 39."""
 
     @model_validator(mode="after")
@@ -85,39 +69,6 @@ class Truth(Table):
             raise ValueError("a simulated truth needs 'steps'")
         if self.data is not None and self.steps is not None:
             raise ValueError("'steps' belongs to a simulated truth; use 'time' to choose times of a file")
-        return self
-
-
-class Observations(Table):
-    """What is measured: made from the truth, or read from a file."""
-
-    operator: Component | None = None
-    """What one measurement sees of the state; default: the values of grid cells themselves."""
-    noise: float | Component = Field(default=0.0, ge=0.0)
-    """Standard deviation in Space units (log(1 + mm) for transformed rain), or a noise with settings."""
-    every: int = Field(1, ge=1)
-    """Cycles between two observation times."""
-    fraction: float | None = Field(None, gt=0, le=1)
-    """Share of the grid cells that are observed: the same cells at every time, drawn from the seed."""
-    seed: int | None = None
-    """Seed of cells and noise; default: the card's."""
-    data: str | None = None
-    """Path of measured values: a gridded variable with gaps (NaN), or a table of stations."""
-    variable: str | None = None
-    """Which variable of that file; default: its only one."""
-    layout: Literal["grid", "stations"] = "grid"
-    """What `data` holds: values on the grid of the state, or on (time, station)."""
-    interpolation: Literal["nearest", "bilinear"] = "bilinear"
-    """How the state is read at stations."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Observations:
-        if self.data is not None and (self.fraction is not None or self.every != 1):
-            raise ValueError("'fraction' and 'every' make observations from the truth; 'data' reads them from a file")
-        if self.fraction is not None and self.operator is not None:
-            raise ValueError("give either 'operator' or 'fraction', not both")
-        if isinstance(self.noise, float) and self.noise == 0.0:
-            raise ValueError("'noise' is needed: the standard deviation of the observation error, above 0")
         return self
 
 
@@ -203,13 +154,13 @@ class Thresholds(Table):
 class Scores(Table):
     """How results are scored; names and definitions are those of `assimilate.verification`."""
 
-    names: list[str] = ["rmse", "crps", "spread_skill", "seconds"]
+    names: list[str] = Field(default_factory=lambda: ["rmse", "crps", "spread_skill", "seconds"])
     """Scores of the printed table, in this order; scores.json has all."""
     drop: int = Field(0, ge=0)
     """Cycles at the beginning that are not scored."""
-    offset: list[float] = [0.0]
+    offset: list[float] = Field(default_factory=lambda: [0.0])
     """Offset of the normalised units of `nrmse`."""
-    scale: list[float] = [1.0]
+    scale: list[float] = Field(default_factory=lambda: [1.0])
     """Scale of the normalised units of `nrmse`."""
     csi: Thresholds | None = None
     """Thresholds in units of the data."""
@@ -310,14 +261,16 @@ class Card(Table):
     draws: int = Field(1, ge=1)
     """Repetitions with other observed cells and noise (seed + 0, 1, ...); scores are averaged over them."""
     truth: Truth = Truth()
-    observations: Observations
+    observations: Observations = Observations()
+    instrument: list[Instrument] = Field(default_factory=list)
+    quality: Quality | None = None
     verification: Verification = Verification()
     initial: Initial = Initial()
     method: list[Method] = Field(min_length=1)
     scores: Scores = Scores()
-    task: list[Task] = []
-    expected: list[ExpectedInTask] = []
-    fit: list[Fit] = []
+    task: list[Task] = Field(default_factory=list)
+    expected: list[ExpectedInTask] = Field(default_factory=list)
+    fit: list[Fit] = Field(default_factory=list)
 
     @field_validator("fit", mode="before")
     @classmethod
@@ -332,7 +285,16 @@ class Card(Table):
 
     @model_validator(mode="after")
     def _whole(self) -> Card:
-        if self.truth.dynamics is None and self.truth.data is None and self.observations.data is None:
+        seen = self.observations
+        if self.instrument and (seen.data is not None or seen.operator is not None or seen.fraction is not None):
+            raise ValueError("give either [observations] with values of its own or [[instrument]] tables, not both")
+        if not self.instrument and seen.layout != "table" and isinstance(seen.noise, float) and seen.noise == 0.0:
+            raise ValueError(
+                "observations: 'noise' is needed: the standard deviation of the observation error, above 0"
+            )
+        if seen.schedule != "exact" and not self.instrument and seen.layout != "table":
+            raise ValueError("observations.schedule is about tables: layout = \"table\", or [[instrument]]")
+        if self.truth.dynamics is None and self.truth.data is None and seen.data is None and not self.instrument:
             raise ValueError("a card needs a truth ([truth] dynamics or data) or measured observations")
         names = [fit.name for fit in self.fit]
         if len(set(names)) < len(names):

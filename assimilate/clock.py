@@ -47,6 +47,13 @@ class Clock:
             return values.astype(np.float64)
         return (values - self.origin) / self.one
 
+    def moments(self, numbers: np.ndarray) -> np.ndarray:
+        """The inverse of `numbers`: dates, to the nanosecond, or the numbers themselves."""
+        if self.origin is None:
+            return np.asarray(numbers, dtype=np.float64)
+        nanoseconds = np.round(np.asarray(numbers, dtype=np.float64) * self.one.astype(np.int64)).astype(np.int64)
+        return self.origin.astype("datetime64[ns]") + nanoseconds.astype("timedelta64[ns]")
+
     @property
     def one(self) -> np.timedelta64:
         """The length of 1.0, where times are dates."""

@@ -4,9 +4,9 @@
     baseline    estimate_k = method.estimate(observation_k, t_k)
     smoother    trajectories, info = method.solve(observations, times, N, rng=streams.at(0))
 
-A `Cycle` holds the settings that stay the same; `analyse` moves a state over a block of times. Nothing is hidden in
-between, so `run` and `stream` are the same computation, and a run stopped at step k goes on from its state with
-`first = k`.
+A `Cycle` holds the settings that stay the same; `assimilate.analyses` moves a state over a block of times. Nothing is
+hidden in between, so `run` and `stream` are the same computation, and a run stopped at step k goes on from its state
+with `first = k`.
 
 Shapes: E experiments, N members; members (E, N, *event), observed values (E, 1, *obs).
 """
@@ -17,7 +17,6 @@ import math
 import time as wall_clock
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,11 @@ from torch import Tensor
 from assimilate.baselines.base import Baseline
 from assimilate.clock import Clock, check_increasing
 from assimilate.errors import UserError
-from assimilate.filters.base import Filter, Info
+from assimilate.filters.base import Filter
+from assimilate.inspection import Inspection, Looked
+from assimilate.network import Network, flat_values, rows_of_grid
 from assimilate.posterior.weights import log_normalize
-from assimilate.results import Slice, moments, slice_of
+from assimilate.results import Slice, slice_of
 from assimilate.smoothers.base import Smoother
 from dynamics.random import Streams, normal
 from dynamics.space import Space
@@ -55,6 +56,7 @@ class Cycle:
         clock: turns times into floats.
         dtype: of all tensors.
         device: of all tensors.
+        inspection: checks of the observed values, and feedback; None: the method just makes its step.
     """
 
     method: Method
@@ -64,6 +66,7 @@ class Cycle:
     clock: Clock
     dtype: torch.dtype
     device: torch.device
+    inspection: Inspection | None = None
 
 
 def space_of(method: Method) -> Space:
@@ -169,67 +172,6 @@ def initial_state(
     return state._replace(log_weights=log_weights)
 
 
-def analyse(
-    cycle: Cycle, state: Any, block: xr.Dataset, first: int, progress: Callable[[int], None] | None = None
-) -> tuple[Any, list[Slice], float]:
-    """Forecast and analysis for each time of a block.
-
-    Args:
-        cycle: the settings.
-        state: of the method, before the block.
-        block: observations with a `time` dim, in memory; without variables the block is a forecast.
-        first: index of the block's first analysis.
-        progress: called with the index of each finished analysis.
-
-    Returns:
-        The state after the block, one `Slice` per time, and the seconds spent in the method.
-    """
-    slices: list[Slice] = []
-    seconds = 0.0
-    for offset, time in enumerate(cycle.clock.numbers(block["time"])):
-        now = block.isel(time=offset)
-        observation = observation_of(cycle, now)
-        began = wall_clock.perf_counter()
-        with torch.no_grad():
-            state, made = _advance(cycle, state, observation, float(time), first + offset)
-        seconds += _since(cycle, began)
-        slices.append(made() if callable(made) else made)
-        if progress is not None:
-            progress(first + offset)
-    return state, slices, seconds
-
-
-def _advance(
-    cycle: Cycle, state: Any, observation: Observation | None, time: float, index: int
-) -> tuple[Any, Slice | Callable[[], Slice]]:
-    """One analysis; what only describes it is computed later, outside the method's time."""
-    method = cycle.method
-    if isinstance(method, Filter):
-        state, info = method.step(state, observation, time, rng=cycle.streams.at(index))
-        return state, partial(_slice_of_filter, method, state, info)
-    assert isinstance(method, Baseline)
-    mean, std = method.estimate(observation, time)
-    if not bool(torch.isfinite(mean).all()):
-        raise UserError(f"{method.name} has no estimate at time {time:g}: nothing is observed there")
-    event = (cycle.streams.rows[0], *cycle.space.event_shape)
-    return None, Slice(mean.to(cycle.dtype).expand(event), None if std is None else std.to(cycle.dtype).expand(event))
-
-
-def _slice_of_filter(method: Filter[Any], state: Any, info: Info) -> Slice:
-    members, log_weights = method.ensemble(state)
-    background_mean, background_std = None, None
-    if info.background is not None:
-        background_mean, background_std = moments(info.background, info.background_log_weights)
-    return slice_of(
-        members,
-        log_weights,
-        background_mean=background_mean,
-        background_std=background_std,
-        log_evidence=info.log_evidence,
-        ess=info.ess,
-    )
-
-
 def smooth(cycle: Cycle, initial: Tensor | None, start: float, observations: xr.Dataset) -> tuple[list[Slice], float]:
     """A whole window at once: one `Slice` for each observation time, and the seconds it took.
 
@@ -252,7 +194,7 @@ def smooth(cycle: Cycle, initial: Tensor | None, start: float, observations: xr.
         drawn, info = cycle.method.solve(
             window, grid.tolist(), cycle.streams.rows[1], rng=cycle.streams.at(0), initial=initial
         )
-    seconds = _since(cycle, began)
+    seconds = since(cycle, began)
     known = bool(torch.isfinite(info.log_evidence).all())
     slices = []
     for index, place in enumerate(places):
@@ -266,7 +208,8 @@ def smooth(cycle: Cycle, initial: Tensor | None, start: float, observations: xr.
     return slices, seconds
 
 
-def _since(cycle: Cycle, began: float) -> float:
+def since(cycle: Cycle, began: float) -> float:
+    """Seconds from `began` until the device has done its work."""
     if cycle.device.type == "cuda":
         torch.cuda.synchronize(cycle.device)
     return wall_clock.perf_counter() - began
@@ -278,12 +221,39 @@ def observation_of(cycle: Cycle, now: xr.Dataset) -> Observation | None:
     Raises:
         UserError: the number of values is not that of the operator, or a value is infinite.
     """
-    if cycle.likelihood is None or not now.data_vars:
+    now = _seen(cycle, now)
+    if not now.data_vars:
         return None
+    observation = _observation(cycle, now)
+    return None if bool(torch.isnan(observation.y).all()) else observation
+
+
+def looked_at(cycle: Cycle, now: xr.Dataset) -> Looked | None:
+    """The observation of one time, all NaN or not, and what is known of its values; None where there is no variable."""
+    now = _seen(cycle, now)
+    if not now.data_vars:
+        return None
+    observation = _observation(cycle, now)
+    if isinstance(cycle.likelihood, Network):
+        return Looked(observation, cycle.likelihood.rows(now), now["time"].values[()])
+    counts = [array.sizes.get("experiment", 1) for array in now.data_vars.values()]
+    sizes = [array.size // count for array, count in zip(now.data_vars.values(), counts, strict=True)]
+    name = np.repeat([str(n) for n in now.data_vars], sizes)
+    rows = rows_of_grid(flat_values(now), observation.likelihood, cycle.space, now["time"].values, name)
+    return Looked(observation, rows, now["time"].values[()])
+
+
+def _seen(cycle: Cycle, now: xr.Dataset) -> xr.Dataset:
+    """The Dataset of one time without what is not there; empty for a method that gets no observations."""
+    if cycle.likelihood is None:
+        return now[[]]
+    return cycle.likelihood.seen(now) if isinstance(cycle.likelihood, Network) and now.data_vars else now
+
+
+def _observation(cycle: Cycle, now: xr.Dataset) -> Observation:
+    assert cycle.likelihood is not None
     likelihood = cycle.likelihood if isinstance(cycle.likelihood, Likelihood) else cycle.likelihood(now)
     y = values_of(now, likelihood, cycle.streams.rows[0])
-    if bool(torch.isnan(y).all()):
-        return None
     return Observation(likelihood, y.to(dtype=cycle.dtype, device=cycle.device))
 
 
@@ -293,16 +263,9 @@ def values_of(now: xr.Dataset, likelihood: Likelihood, experiments: int) -> Tens
     All variables of the Dataset that vary with the observations are taken, one after another, in C order of their dims.
     """
     shape = likelihood.operator.obs_shape
-    parts, shared = [], True
-    for array in now.data_vars.values():
-        if "experiment" in array.dims:
-            shared = False
-            values = array.transpose("experiment", ...).values.reshape(array.sizes["experiment"], -1)
-        else:
-            values = array.values.reshape(1, -1)
-        parts.append(values.astype(np.float64))
-    rows = max(len(p) for p in parts)
-    y = np.concatenate([np.broadcast_to(p, (rows, p.shape[1])) for p in parts], axis=1)
+    shared = not any("experiment" in array.dims for array in now.data_vars.values())
+    y = flat_values(now)
+    rows = len(y)
     if y.shape[1] != math.prod(shape):
         raise UserError(
             f"one time of the observations has {y.shape[1]} values, {likelihood.operator!r} has {math.prod(shape)}"

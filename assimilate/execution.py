@@ -22,6 +22,8 @@ from assimilate.cards import Card, Method
 from assimilate.devices import find_device
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
+from assimilate.feedback import Feedback
+from assimilate.filters.base import Filter
 from assimilate.judging import Judge, expectations
 from assimilate.methods import check_labels, initial_prior, method_of
 from assimilate.problem import Problem, prepare
@@ -331,10 +333,15 @@ def one_run(
     initial, std = problem.initial()
     if initial is None:
         initial = initial_prior(problem, entry.members, seed, dtype)
-    return run(
+    quality = problem.quality(method) if entry.observed else None
+    feedback = Feedback() if quality is not None and isinstance(method, Filter) else None
+    analysis = run(
         method,
         problem.observations,
         likelihood=problem.likelihood if entry.observed else None,
+        schedule="substep" if problem.divides_steps else "exact",
+        quality=quality,
+        feedback=feedback,
         members=entry.members,
         seed=seed,
         initial=initial,
@@ -347,6 +354,7 @@ def one_run(
         each=judge,
         progress=lambda index: listener.advanced(label),
     )
+    return analysis if feedback is None else feedback.beside(analysis)
 
 
 def _in_words(error: Exception) -> str:

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from assimilate.card_instruments import quality_of
+from assimilate.diagnosis import innovation_scores
+from assimilate.missing import blanked, filled, gone_of, present
 from assimilate.reference import DISTANCES
 from assimilate.results import moment_space
 from assimilate.spectra import flow_of, pooled_spectra
@@ -31,10 +34,12 @@ class Judge:
         self.problem = problem
         self.against_truth: list[xr.Dataset] = []
         self.against_withheld: list[xr.Dataset] = []
+        self.divergence = ""
 
     def __call__(self, analysis: xr.Dataset) -> None:
         """Add the statistics of a part."""
         problem = self.problem
+        self.divergence = analysis.attrs.get("divergence", self.divergence)
         if problem.truth is not None:
             found = statistics(analysis, problem.truth, space=problem.space, scoring=problem.scoring)
             self.against_truth.append(found)
@@ -42,18 +47,26 @@ class Judge:
             self.against_withheld.append(examine(analysis, problem.examiners, problem))
 
     def scores(self) -> dict[str, float]:
-        """All scores of the analysis so far."""
+        """All scores of the analysis so far.
+
+        Raises:
+            FloatingPointError: every experiment diverged, so that there is nothing to score.
+        """
         out: dict[str, float] = {}
+        for parts in (self.against_truth, self.against_withheld):
+            if parts and present(_joined(parts))[0] is None:
+                raise FloatingPointError(self.divergence or "every experiment diverged")
         if self.against_truth:
             out |= scores(_joined(self.against_truth), self.problem.scoring)
         if self.against_withheld:
             plain = scores(_joined(self.against_withheld), _without_events(self.problem))
-            out |= {f"withheld_{k}": v for k, v in plain.items() if not k.startswith(("nrmse", "csi"))}
+            out |= {f"withheld_{k}": v for k, v in plain.items() if not k.startswith(("nrmse", "csi", "diverged"))}
+            out |= {k: v for k, v in plain.items() if k == "diverged" and not self.against_truth}
         return {k: v for k, v in out.items() if math.isfinite(v)}
 
     def own(self, analysis: xr.Dataset) -> dict[str, float]:
-        """Scores that the analysis itself holds: effective sample size, evidence, seconds."""
-        return own_scores(analysis)
+        """Scores that the analysis itself holds: effective sample size, evidence, innovations, seconds."""
+        return own_scores(analysis) | innovation_scores(analysis)
 
     def annotated(self, analysis: xr.Dataset) -> xr.Dataset:
         """The analysis with its scores over time and its rank histogram."""
@@ -61,13 +74,14 @@ class Judge:
         if not pooled:
             return analysis
         whole = _joined(pooled)
+        rest, _ = present(whole)
         found = series(whole).rename({n: f"score_{n}" for n in series(whole).data_vars})
         analysis = analysis.assign({n: ("time", v.values) for n, v in found.data_vars.items()})
-        lost = diverged(whole, self.problem.scoring)
+        lost, count = diverged(whole, self.problem.scoring), whole.sizes.get("experiment", 1)
         if lost:
-            analysis = analysis.assign_attrs(diverged_experiments=lost)
+            analysis = analysis.assign_attrs(diverged_experiments=lost, diverged=f"{len(lost)} of {count}")
         if self.against_truth:
-            analysis = analysis.assign(pooled_spectra(whole, self.problem.scoring.drop))
+            analysis = analysis.assign(pooled_spectra(whole if rest is None else rest, self.problem.scoring.drop))
         ranks = rank_histogram(whole, self.problem.scoring)
         return analysis if ranks is None else analysis.assign(ranks)
 
@@ -84,6 +98,8 @@ class Judge:
             names += [f"withheld_{n}" for n in ENSEMBLE if not n.startswith("nrmse")]
         if problem.card.scores.reference is not None:
             names += DISTANCES
+        if quality_of(problem.card) is not None:
+            names += ["chi_square", "rejected"]
         return [*names, "ess", "log_evidence", "seconds"]
 
 
@@ -93,6 +109,9 @@ def examine(analysis: xr.Dataset, examiners: Examiners, problem: Problem) -> xr.
     The examiners are noisy: their error is in the RMSE, so its variance is added to that of the ensemble.
     """
     space, operator = problem.space, examiners.likelihood.operator
+    gone = gone_of(analysis)
+    if gone is not None:
+        analysis = filled(analysis, space, gone)
     lead = ["experiment"] if "experiment" in analysis.dims else []
     times = analysis["time"]
 
@@ -117,7 +136,7 @@ def examine(analysis: xr.Dataset, examiners: Examiners, problem: Problem) -> xr.
     target = xr.DataArray(flat.astype(float), dims=[*kept, "channel", "value"])
     weights = analysis.get("log_weights")
     estimate = Estimated(members, centre, spread, None if weights is None else weights.reset_coords(drop=True))
-    return compare(estimate, target, 1.0, _without_events(problem))
+    return blanked(compare(estimate, target, 1.0, _without_events(problem)), gone)
 
 
 def expectations(card: Card, found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

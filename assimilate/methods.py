@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from assimilate import registry
@@ -14,6 +15,7 @@ from assimilate.cards import Card, Method
 from assimilate.cycle import values_of
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
+from assimilate.network import Network
 from assimilate.posterior.windows import WindowPrior
 from assimilate.problem import Problem
 from assimilate.sources import located
@@ -99,8 +101,14 @@ def observation_list(problem: Problem) -> list[Observation]:
     """All observations of a problem, for methods that fit their settings to them."""
     times = range(problem.observations.sizes["time"])
     seen = (problem.observations.isel(time=k).load() for k in times)
-    likelihood = problem.likelihood
-    return [Observation(likelihood, values_of(now, likelihood, problem.experiments).float()) for now in seen]
+    if isinstance(problem.likelihood, Network):
+        seen = (now for now in map(problem.likelihood.seen, seen) if now.data_vars)
+    return [_observation(problem, now) for now in seen]
+
+
+def _observation(problem: Problem, now: xr.Dataset) -> Observation:
+    likelihood = problem.likelihood(now) if isinstance(problem.likelihood, Network) else problem.likelihood
+    return Observation(likelihood, values_of(now, likelihood, problem.experiments).float())
 
 
 def on_grid(dynamics: Any, space: Space, where: str) -> Any:

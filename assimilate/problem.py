@@ -15,10 +15,14 @@ import torch
 import xarray as xr
 
 from assimilate import registry
+from assimilate.card_instruments import entries_of, first_time, gathered, on_truth, open_instruments, quality_of
 from assimilate.cards import Card
 from assimilate.clock import Clock
 from assimilate.errors import CardError, DataError
 from assimilate.experiment import child_seed
+from assimilate.filters.base import Filter
+from assimilate.network import Network
+from assimilate.quality import Quality, QualityControl
 from assimilate.sources import open_grid, open_stations, open_truth, places_of, transform_of
 from assimilate.verification import Scoring
 from dynamics.base import Dynamics, simulate
@@ -51,7 +55,7 @@ class Problem:
         space: of the state.
         truth: states at all times, or None.
         observations: (experiment, time, value), Space units.
-        likelihood: what they see of a state.
+        likelihood: what they see of a state; of instruments, the rule for each time.
         dynamics: of the simulated truth, or None.
         start: time of the initial ensemble.
         examiners: withheld observations, or None.
@@ -62,7 +66,7 @@ class Problem:
     space: Space
     truth: xr.Dataset | None
     observations: xr.Dataset
-    likelihood: Likelihood
+    likelihood: Likelihood | Network
     dynamics: Dynamics | None
     start: Any
     examiners: Examiners | None
@@ -72,6 +76,28 @@ class Problem:
     def experiments(self) -> int:
         """Number of truths that are assimilated as one batch."""
         return self.observations.sizes.get("experiment", 1)
+
+    @property
+    def divides_steps(self) -> bool:
+        """Whether models take shorter steps where observations fall between theirs."""
+        return self.card.observations.schedule == "substep"
+
+    def quality(self, method: Any) -> Quality | None:
+        """The checks of what a method assimilates; one that is no filter has no background check."""
+        quality = quality_of(self.card)
+        if quality is None or isinstance(method, Filter):
+            return quality
+        if isinstance(quality, QualityControl):
+            return replace(quality, background=None)
+        return {name: replace(control, background=None) for name, control in quality.items()}
+
+    @property
+    def values_at_a_time(self) -> int:
+        """Number of observed values at a time, the largest where they differ."""
+        if not isinstance(self.likelihood, Network):
+            return self.likelihood.operator.obs_size
+        arrays = self.observations.data_vars.values()
+        return sum(a.size // a.sizes["time"] // a.sizes.get("experiment", 1) for a in arrays)
 
     @property
     def scoring(self) -> Scoring:
@@ -109,25 +135,30 @@ def prepare(card: Card, *, draw: int = 0, folder: Path | None = None, dtype: tor
     Raises:
         UserError: whatever is wrong with the card or its files, in one line.
     """
+    quality_of(card)
     dynamics = None if card.truth.dynamics is None else _dynamics(card.truth.dynamics.spec(), "truth.dynamics")
     truth, space = _truth(card, dynamics, folder, dtype)
     seed = card.seed if card.observations.seed is None else card.observations.seed
-    if card.observations.data is not None:
+    examiners = None
+    if entries_of(card):
+        space = space or _space_of_methods(card)
+        made, examiners = _gathered(card, space, truth, dynamics, folder, child_seed(seed + draw, "withheld"))
+    elif card.observations.data is not None:
         made = _measured(card, space, folder)
         space = made.space
     else:
         assert truth is not None and space is not None
         made = _synthetic(card, truth, space, child_seed(seed + draw, "observations"), dtype)
-    examiners = None
-    if card.verification.withhold > 0:
+    if card.verification.withhold > 0 and examiners is None:
         made, examiners = _withheld(made, card.verification.withhold, child_seed(seed + draw, "withheld"))
     if truth is not None:
         missing = ~np.isin(made.observations["time"].values, truth["time"].values)
         if missing.any():
+            hint = '; observations.schedule = "nearest" brings them to model steps' if entries_of(card) else ""
             raise DataError(
-                f"observations at {made.observations['time'].values[missing][0]}: the truth has no such time"
+                f"observations at {made.observations['time'].values[missing][0]}: the truth has no such time{hint}"
             )
-    start = _start(card, truth, made.observations)
+    start = _start(card, truth, made.observations) if made.start is None else made.start
     problem = Problem(
         card, made.space, truth, made.observations, made.likelihood, dynamics, start, examiners, made.cells
     )
@@ -140,8 +171,9 @@ def prepare(card: Card, *, draw: int = 0, folder: Path | None = None, dtype: tor
 class _Made:
     space: Space
     observations: xr.Dataset
-    likelihood: Likelihood
+    likelihood: Likelihood | Network
     cells: np.ndarray | None
+    start: Any = None
 
 
 def _dynamics(spec: dict[str, Any], where: str) -> Any:
@@ -221,6 +253,27 @@ def _measured(card: Card, space: Space | None, folder: Path | None) -> _Made:
     return _Made(space, values, Likelihood(operator, _noise(wanted.noise)), None)
 
 
+def _gathered(
+    card: Card, space: Space, truth: xr.Dataset | None, dynamics: Any, folder: Path | None, seed: int
+) -> tuple[_Made, Examiners | None]:
+    """The instruments of a card on the times of analyses."""
+    from assimilate.methods import transition_of
+
+    instruments = open_instruments(card, space, folder)
+    start = _start(card, truth, xr.Dataset(coords={"time": [first_time(instruments)]}))
+    if dynamics is None and card.observations.schedule == "nearest":
+        moved_by = (transition_of(entry, f"method[{k}]", folder) for k, entry in enumerate(card.method))
+        dynamics = next((m for m in moved_by if m is not None), None)
+    dt = None if dynamics is None else float(dynamics.dt)
+    found = gathered(card, instruments, space, start=start, dt=dt, seed=seed)
+    observations = on_truth(found.observations, truth)
+    network = replace(found.network, times=observations["time"].values)
+    made = _Made(space, observations, network, None, start)
+    if found.withheld is None:
+        return made, None
+    return made, Examiners(on_truth(found.withheld[0], truth), found.withheld[1])
+
+
 def _noise(noise: Any) -> Any:
     spec = {"type": "GaussianNoise", "std": float(noise)} if isinstance(noise, int | float) else noise.spec()
     return registry.build("noise", spec, "observations.noise")
@@ -228,6 +281,7 @@ def _noise(noise: Any) -> Any:
 
 def _withheld(made: _Made, share: float, seed: int) -> tuple[_Made, Examiners]:
     """Split the observed places: most for the methods, a share for verification."""
+    assert isinstance(made.likelihood, Likelihood)
     operator = made.likelihood.operator
     shape = operator.obs_shape
     count = operator.obs_size

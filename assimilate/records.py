@@ -15,6 +15,7 @@ import xarray as xr
 from assimilate.cards import Card
 from assimilate.devices import device_in_words
 from assimilate.judging import Judge
+from assimilate.network import Network
 from assimilate.problem import Problem
 from assimilate.results import working_units
 from assimilate.verification import units_of
@@ -97,7 +98,7 @@ def describe(card: Card, name: str, problem: Problem, outcome: Outcome, device: 
         "device": device_in_words(torch.device(device)),
         "units": working_of(problem),
         "dynamics": repr(problem.dynamics) if problem.dynamics is not None else "",
-        "likelihood": f"{problem.likelihood.operator!r}, {problem.likelihood.noise!r}",
+        "likelihood": likelihood_in_words(problem),
         "initial": law[initial.law],
         "labels": json.dumps(outcome.labels),
         "columns": json.dumps(card.scores.names),
@@ -112,6 +113,13 @@ def describe(card: Card, name: str, problem: Problem, outcome: Outcome, device: 
     return attrs
 
 
+def likelihood_in_words(problem: Problem) -> str:
+    """What is observed and how well."""
+    if isinstance(problem.likelihood, Network):
+        return repr(problem.likelihood)
+    return f"{problem.likelihood.operator!r}, {problem.likelihood.noise!r}"
+
+
 def facts(card: Card, problem: Problem) -> list[str]:
     """The experiment in a few short phrases."""
     space = problem.space
@@ -120,10 +128,15 @@ def facts(card: Card, problem: Problem) -> list[str]:
     said = [grid, f"{count} analyses"]
     if problem.experiments > 1:
         said.append(f"{problem.experiments} truths")
-    seen, size = problem.likelihood.operator.obs_size, space.size
+    seen, size = problem.values_at_a_time, space.size
     share = f" ({100 * seen / size:.3g} %)" if problem.cells is not None else ""
-    said.append(f"{seen} observed value{'s' if seen > 1 else ''} at a time{share}")
-    said.append(f"noise {problem.likelihood.noise!r}".replace("GaussianNoise(std=", "std ").rstrip(")"))
+    if isinstance(problem.likelihood, Network):
+        said.append(f"up to {seen} observed value{'s' if seen > 1 else ''} at a time")
+        names = [part.instrument.name for part in problem.likelihood.parts]
+        said += [f"instruments {', '.join(names)}"] if len(names) > 1 else []
+    else:
+        said.append(f"{seen} observed value{'s' if seen > 1 else ''} at a time{share}")
+        said.append(f"noise {problem.likelihood.noise!r}".replace("GaussianNoise(std=", "std ").rstrip(")"))
     if problem.examiners is not None:
         said.append(f"{problem.examiners.likelihood.operator.obs_size} values withheld")
     if card.draws > 1:

@@ -21,6 +21,7 @@ DYNAMICS = {
     "DoubleWell": "dynamics.double_well:DoubleWell",
     "NavierStokes": "dynamics.navier_stokes:NavierStokes",
     "Truncated": "dynamics.truncated:Truncated",
+    "Augmented": "dynamics.augmented:Augmented",
     "RainStorms": "dynamics.radar:RainStorms",
     "SimulatedVIL": "dynamics.vil:SimulatedVIL",
 }

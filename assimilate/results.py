@@ -5,10 +5,12 @@
     <field>_background_mean, _background_std                      the same of the forecast before the analysis
     log_weights               (experiment, member, time)          where members are not equally likely
     log_evidence, ess         (experiment, time)
+    chi_square, rejected      (experiment, time)                  with quality control or feedback
 
 Moments are in the units that are assimilated, log(1 + mm) for rain: there the mean is the best estimate, and there it
 is scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single
 field has only moments. Stored members may be fewer than the method ran (`keep`): they are then equally likely again.
+Experiments that diverged are NaN from then on, and named in `diverged_at`; see `assimilate.divergence`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,16 @@ from torch import Tensor
 from assimilate.posterior.weights import effective_sample_size, weighted_mean, weighted_variance
 from dynamics.fields import Field
 from dynamics.space import Space
-from dynamics.transforms import Identity, LogOnePlus
+from dynamics.transforms import Identity, Log, LogOnePlus
 
 MOMENTS = ("mean", "std", "background_mean", "background_std")
+ABOUT = {
+    "log_evidence": "log p(y_k | earlier y)",
+    "ess": "effective sample size",
+    "chi_square": "innovation chi-square over the number of values, 1 expected",
+    "rejected": "values rejected by quality control",
+}
+"""What an analysis has one number of, and what that is."""
 
 
 class Slice(NamedTuple):
@@ -42,6 +51,8 @@ class Slice(NamedTuple):
         background_std: the same.
         log_evidence: `(E,)` or None.
         ess: `(E,)` or None.
+        chi_square: `(E,)` or None, of the innovations, see `assimilate.inspection`.
+        rejected: `(E,)` or None, values that quality control rejected.
     """
 
     mean: Tensor
@@ -52,6 +63,8 @@ class Slice(NamedTuple):
     background_std: Tensor | None = None
     log_evidence: Tensor | None = None
     ess: Tensor | None = None
+    chi_square: Tensor | None = None
+    rejected: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +117,8 @@ def working_units(field: Field) -> str:
     if isinstance(field.transform, LogOnePlus):
         divided = field.units if field.transform.scale == 1.0 else f"{field.transform.scale:g} {field.units}"
         return f"log(1 + {divided})" if field.transform.scale == 1.0 else f"log(1 + x / ({divided}))"
+    if isinstance(field.transform, Log):
+        return f"log({field.units})"
     return f"{field.transform!r} of {field.units}"
 
 
@@ -148,8 +163,7 @@ def to_dataset(
         if all(v is not None for v in values):
             stacked = torch.stack(values, 1)
             parts.append(moment_space(space, name).to_dataset(stacked if experiments else stacked[0], lead, coords))
-    about = {"log_evidence": "log p(y_k | earlier y)", "ess": "effective sample size"}
-    for name, long_name in about.items():
+    for name, long_name in ABOUT.items():
         values = [getattr(s, name) for s in slices]
         if all(v is not None for v in values):
             stacked = torch.stack(values, 1)
@@ -169,7 +183,8 @@ def slice_of(members: Tensor, log_weights: Tensor | None, **more: Tensor | None)
 
 def _weighted(log_weights: Tensor) -> bool:
     """Whether weights differ by more than rounding."""
-    return bool((log_weights.amax(-1) - log_weights.amin(-1)).max() > 1e-5)
+    # Rows of NaN are those of experiments that diverged; they say nothing of the others.
+    return bool(((log_weights.amax(-1) - log_weights.amin(-1)) > 1e-5).any())
 
 
 def _variable(

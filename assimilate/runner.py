@@ -7,38 +7,55 @@
 
 Both give the same numbers: analysis k draws from `Streams(seed, E, N).at(k)`. Observations may be dask-backed and
 larger than memory; they are read one chunk of times at a time. What a result looks like: `assimilate.results`.
+
+    run(..., out="analysis.nc", resume=True)
+
+writes the result to a file and, whenever it was killed, goes on from its last checkpoint: `assimilate.restart`. An
+experiment that diverges is recorded and the others go on: `assimilate.divergence`.
 """
 
 from __future__ import annotations
 
+import time as wall_clock
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xarray as xr
 from torch import Tensor
 
 from assimilate import cycle as engine
+from assimilate.analyses import analyse
 from assimilate.clock import Clock
 from assimilate.cycle import Cycle, LikelihoodOrRule, Method
+from assimilate.delivery import Delivery, opened
 from assimilate.devices import device_in_words, find_device
+from assimilate.divergence import OnDivergence, Running, recorded
 from assimilate.errors import UserError
+from assimilate.feedback import Feedback
 from assimilate.filters.base import Filter
-from assimilate.results import Slice, to_dataset
+from assimilate.fingerprints import chained, digest, fixed_part, hash_of, mark, marks_of_all, to_text
+from assimilate.inspection import Inspection
+from assimilate.intake import Given, begin_feedback, take_in
+from assimilate.quality import Quality
+from assimilate.restart import PARTS, Journal, Reached
+from assimilate.results import to_dataset
+from assimilate.schedule import Schedule
 from assimilate.smoothers.base import Smoother
 from dynamics.random import Streams
 
-BLOCK_BYTES = 64 * 2**20
-"""Members of about this size are turned into a Dataset (and scored, and stored) at a time."""
+CHECKPOINT_SECONDS = 60.0
+"""A run that writes to a file makes a checkpoint after each part, and when the last one is this old."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings that `run` and `stream` share; see `run` for what they mean."""
 
-    likelihood: LikelihoodOrRule | None
+    likelihood: LikelihoodOrRule | Literal["own"] | None
     members: int = 64
     seed: int = 0
     initial: xr.Dataset | Tensor | None = None
@@ -48,13 +65,15 @@ class Settings:
     time_unit: str = "h"
     dtype: torch.dtype = torch.float32
     device: str | torch.device = "cpu"
+    on_divergence: OnDivergence = "record"
+    inspection: Inspection | None = None
 
 
 def run(
     method: Method,
-    observations: xr.Dataset,
+    observations: Given,
     *,
-    likelihood: LikelihoodOrRule | None,
+    likelihood: LikelihoodOrRule | Literal["own"] | None = "own",
     members: int = 64,
     seed: int = 0,
     initial: xr.Dataset | Tensor | None = None,
@@ -67,16 +86,24 @@ def run(
     keep: int | None = None,
     each: Callable[[xr.Dataset], None] | None = None,
     progress: Callable[[int], None] | None = None,
-    path: str | Path | None = None,
+    on_divergence: OnDivergence = "record",
+    schedule: Schedule | str = "exact",
+    quality: Quality | None = None,
+    feedback: Feedback | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
 ) -> xr.Dataset:
     """Assimilate a window of observations.
 
     Args:
         method: a filter, baseline or smoother; its Space is that of the result.
         observations: variables with a `time` dim, (experiment, time, *obs), in Space units; NaN is not observed. May be
-            dask-backed: time is read chunk by chunk.
+            dask-backed: time is read chunk by chunk. Or instruments, one or several, or a table of points
+            (`observations.instruments`), whose likelihoods are their own.
         likelihood: operator and noise; or a function that gives them for the observations of one time, when places or
-            instruments change; None assimilates nothing.
+            instruments change; None assimilates nothing; "own" (default): that of the instruments.
         members: ensemble size N.
         seed: of all random numbers; row (experiment, member) keeps its numbers when others are added.
         initial: None draws members from the dynamics' prior; a Dataset without `member` is one known state; a Dataset
@@ -90,51 +117,162 @@ def run(
         dtype: float32 or float64.
         device: "cpu", "cuda"...
         keep: members stored in the result (equally likely ones); default all.
-        each: called with every finished part of the result, all members in it; this is where scores are made.
+        each: called with every finished part of the result, all members in it; this is where scores are made. A run
+            that goes on shows it the earlier parts again.
         progress: called with the index of each finished analysis.
-        path: netCDF file to which the parts are appended as they come, instead of being held in memory; the result is
-            then that file, opened lazily.
+        on_divergence: "record" (default): experiments of a filter that diverge are NaN from then on and named in
+            `diverged_at`, with a `DivergenceWarning`; the others go on. "raise": `Diverged` ends the run.
+        schedule: when analyses are made: "exact" (default), "nearest", "substep" or windows; `assimilate.schedule`.
+        quality: checks of the observed values, for all or by instrument; `assimilate.quality`. The result then has
+            `rejected` and `chi_square`. Baselines and smoothers take gross limits only.
+        feedback: is filled with every observed value, its flag and its counterparts; filters only; in memory, so that a
+            run that uses it cannot be resumed. See `assimilate.feedback`.
+        out: netCDF file (.nc) or Zarr store (.zarr) for the result, which is then opened lazily. It appears when it is
+            whole; until then what is finished lies in a folder beside it, see `assimilate.restart`.
+        resume: go on with the unfinished run in that folder, bit for bit as if it had never stopped; begin where there
+            is none; return the file where it is finished. Observations may have grown by later times meanwhile.
+        overwrite: remove what is at `out` and begin anew.
+        checkpoint_every: analyses between two checkpoints; default: one minute (and after each part of 64 MiB).
 
     Returns:
-        The analysis; see `assimilate.results`. Attributes: method, seed, members, seconds, device, version.
+        The analysis; see `assimilate.results`. Attributes: method, seed, members, seconds, device, version; with `out`
+        also `fingerprint`, the marks by which a run is known again.
 
     Raises:
-        UserError: the observations do not fit the likelihood, times do not increase, the device is not there.
-        Diverged: members became NaN or infinite.
+        UserError: the observations do not fit the likelihood, times do not increase, the device is not there; `out` is
+            there already, or of a run with other settings (the message names them).
+        Diverged: with on_divergence="raise", members became NaN or infinite. Smoothers always raise.
     """
-    settings = Settings(likelihood, members, seed, initial, initial_std, start, first, time_unit, dtype, device)
-    observations = engine.with_time(observations)
+    _check(on_divergence, out, resume, overwrite, checkpoint_every)
+    if feedback is not None and resume:
+        raise UserError("feedback is held in memory, that of an earlier part is gone: leave out feedback or resume")
+    method, observations, likelihood, start, inspection = take_in(
+        method, observations, likelihood, schedule=schedule, quality=quality, feedback=feedback, initial=initial,
+        start=start, time_unit=time_unit,
+    )  # fmt: skip
+    settings = Settings(
+        likelihood, members, seed, initial, initial_std, start, first, time_unit, dtype, device, on_divergence,
+        inspection,
+    )  # fmt: skip
+    journal = None if out is None else Journal(out)
     setup, state, began = _begin(method, observations, settings)
     many = "experiment" in observations.dims or setup.streams.rows[0] > 1
-    held: list[Slice] = []
-    seconds = 0.0
-    sink = _Sink(setup, many, keep, each, path)
+    begin_feedback(setup, many)
+    sink = Delivery(setup, observations["time"], many=many, keep=keep, each=each, journal=journal)
+    reached = Reached(Running(state, tuple(range(setup.streams.rows[0]))))
+    marks: dict[str, str] = {}
+    if journal is not None:
+        marks = _marks(setup, settings, began, sink, observations)
+        journal.begin(resume=resume, overwrite=overwrite)
+        if journal.finished(marks, observations):
+            finished = opened(journal)
+            sink.show_again(finished)
+            journal.clear()
+            return finished
+        if not isinstance(method, Smoother):
+            reached = journal.reached(marks, observations, setup.device) or reached
+            sink.go_on(reached)
     if isinstance(method, Smoother):
-        held, seconds = engine.smooth(setup, state, began, observations.load())
-        sink.waiting.append(observations["time"])
-        sink.flush(held)
-        return sink.result(_provenance(method, settings, seconds))
+        reached = _smooth(setup, state, began, observations, sink)
+    else:
+        reached = _filter(setup, settings, observations, reached, sink, marks, progress, checkpoint_every)
+    about = _provenance(method, settings, reached.seconds)
+    if journal is not None:
+        about["fingerprint"] = to_text(marks | marks_of_all(observations, reached.seen))
+    return sink.result(about, reached.running.losses)
+
+
+def _filter(
+    setup: Cycle,
+    settings: Settings,
+    observations: xr.Dataset,
+    reached: Reached,
+    sink: Delivery,
+    marks: dict[str, str],
+    progress: Callable[[int], None] | None,
+    checkpoint_every: int | None,
+) -> Reached:
+    """All analyses that are still to be made; everything is flushed."""
+    running, done, seconds, seen = reached.running, reached.done, reached.seconds, reached.seen
+    journal = sink.journal
+
+    def now() -> Reached:
+        return Reached(running, tuple(sink.held), done, sink.parts, sink.weighted, seconds, seen)
+
+    if journal is not None and not done:
+        # Says whether the state can be written before anything is computed.
+        journal.write(now(), marks)
+    written = wall_clock.monotonic()
     for indices in engine.blocks(observations):
-        block = observations.isel(time=indices).load()
-        step = max(1, block.sizes["time"] // 64) if path is None else 1
-        for begin in range(0, block.sizes["time"], step):
-            part = block.isel(time=slice(begin, begin + step))
-            state, slices, spent = engine.analyse(setup, state, part, first + indices.start + begin, progress)
-            seconds += spent
-            held += slices
-            sink.waiting.append(part["time"])
-            if sum(s.nbytes for s in held) >= BLOCK_BYTES:
-                sink.flush(held)
-                held = []
-    if held:
-        sink.flush(held)
-    return sink.result(_provenance(method, settings, seconds))
+        if indices.stop <= done:
+            continue
+        block = observations.isel(time=slice(max(indices.start, done), indices.stop)).load()
+        hashes = repeat("") if journal is None else chained(block, seen)
+        steps = analyse(setup, running, block, settings.first + done, progress, on_divergence=settings.on_divergence)
+        # The analyses first: at the end of a block it is they that have no next one.
+        for (after, one, spent), hashed in zip(steps, hashes, strict=False):
+            running, done, seconds, seen = after, done + 1, seconds + spent, hashed
+            ended = sink.add(one, running.losses)
+            if journal is None:
+                continue
+            old = wall_clock.monotonic() - written > CHECKPOINT_SECONDS
+            if ended or (old if checkpoint_every is None else done % checkpoint_every == 0):
+                journal.write(now(), marks)
+                written = wall_clock.monotonic()
+    if sink.held:
+        sink.flush(running.losses)
+        if journal is not None:
+            journal.write(now(), marks)
+    return now()
+
+
+def _smooth(setup: Cycle, state: Any, began: float, observations: xr.Dataset, sink: Delivery) -> Reached:
+    """The whole window at once."""
+    window = observations.load()
+    slices, seconds = engine.smooth(setup, state, began, window)
+    for one in slices:
+        sink.add(one, ())
+    sink.flush(())
+    seen = "" if sink.journal is None else hash_of(window)
+    return Reached(Running(None, tuple(range(setup.streams.rows[0]))), seconds=seconds, seen=seen)
+
+
+def _check(on_divergence: str, out: Any, resume: bool, overwrite: bool, checkpoint_every: int | None) -> None:
+    if on_divergence not in ("record", "raise"):
+        raise UserError(f"on_divergence is {on_divergence!r}; expected 'record' or 'raise'")
+    if out is None and (resume or overwrite or checkpoint_every is not None):
+        raise UserError("resume, overwrite and checkpoint_every are about a result in a file: give out='analysis.nc'")
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UserError(f"checkpoint_every is {checkpoint_every}; expected 1 analysis or more")
+
+
+def _marks(setup: Cycle, settings: Settings, began: float, sink: Delivery, observations: xr.Dataset) -> dict[str, str]:
+    """All that decides the numbers of a run, besides the observed values."""
+    origin = "" if setup.clock.origin is None else f" {setup.clock.unit} after {setup.clock.origin}"
+    return {
+        "method": mark(setup.method),
+        "likelihood": mark(setup.likelihood),
+        "members": str(settings.members),
+        "experiments": str(setup.streams.rows[0]),
+        "seed": str(settings.seed),
+        "initial": digest(settings.initial),
+        "initial_std": str(settings.initial_std),
+        "start": f"{began!r}{origin}",
+        "first": str(settings.first),
+        "quality": str(None if setup.inspection is None else setup.inspection.quality),
+        "dtype": str(settings.dtype),
+        "device": setup.device.type,
+        "keep": str(sink.keep),
+        PARTS: "all" if sink.whole_members else "kept",
+        "version": _version(),
+        "form of the observations": fixed_part(observations),
+    }
 
 
 def stream(
     method: Method,
     *,
-    likelihood: LikelihoodOrRule | None,
+    likelihood: LikelihoodOrRule | Literal["own"] | None = "own",
     members: int = 64,
     seed: int = 0,
     initial: xr.Dataset | Tensor | None = None,
@@ -144,34 +282,52 @@ def stream(
     time_unit: str = "h",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    on_divergence: OnDivergence = "record",
 ) -> Generator[xr.Dataset, xr.Dataset, None]:
     """Live assimilation: `send` the observations of one or more new times, get their analysis.
 
-    Send a Dataset with only a `time` coordinate for a forecast to that time. Arguments and results are those of `run`,
-    and so are the numbers.
+    Send a Dataset with only a `time` coordinate for a forecast to that time, or instruments, as `run` takes them.
+    Arguments and results are those of `run`, and so are the numbers; once an experiment has diverged, every answer has
+    `diverged_at`.
     """
-    settings = Settings(likelihood, members, seed, initial, initial_std, start, first, time_unit, dtype, device)
+    settings = Settings(
+        likelihood, members, seed, initial, initial_std, start, first, time_unit, dtype, device, on_divergence
+    )
+    _check(on_divergence, None, False, False, None)
     analyses = _analyses(method, settings)
     next(analyses)
     return analyses
 
 
 def _analyses(method: Method, settings: Settings) -> Generator[xr.Dataset, xr.Dataset, None]:
-    received = engine.with_time((yield xr.Dataset()))
+    received, likelihood = _received(method, (yield xr.Dataset()), settings)
     if isinstance(method, Smoother):
         raise UserError(f"{method.name} needs the whole window of observations: use run, not stream")
-    setup, state, _ = _begin(method, received, settings)
+    setup, state, _ = _begin(method, received, replace(settings, likelihood=likelihood))
     many = "experiment" in received.dims or setup.streams.rows[0] > 1
-    index, seconds = settings.first, 0.0
+    experiments = setup.streams.rows[0]
+    running, index, seconds = Running(state, tuple(range(experiments))), settings.first, 0.0
     while True:
-        state, slices, spent = engine.analyse(setup, state, received.load(), index)
-        index, seconds = index + len(slices), seconds + spent
+        slices = []
+        block = received.load()
+        for after, one, spent in analyse(setup, running, block, index, on_divergence=settings.on_divergence):
+            running, seconds = after, seconds + spent
+            slices.append(one)
+        index += len(slices)
         about = _provenance(method, settings, seconds)
         last = received["time"][-1]
         answer = to_dataset(setup.space, slices, received["time"], experiments=many, attrs=about)
-        received = engine.with_time((yield answer))
+        answer = recorded(answer, running.losses, method.name, received["time"], experiments, many)
+        received, likelihood = _received(method, (yield answer), settings)
+        setup = replace(setup, likelihood=likelihood)
         if not bool(received["time"][0] > last):
             raise UserError(f"observations of {received['time'].values[0]} came after those of {last.values}")
+
+
+def _received(method: Method, given: Given, settings: Settings) -> tuple[xr.Dataset, LikelihoodOrRule | None]:
+    """What was sent, and its likelihood."""
+    taken = take_in(method, given, settings.likelihood, time_unit=settings.time_unit)
+    return taken.observations, taken.likelihood
 
 
 def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tuple[Cycle, Any, float]:
@@ -201,11 +357,12 @@ def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tupl
     setup = Cycle(
         method,
         engine.space_of(method),
-        settings.likelihood,
+        None if isinstance(settings.likelihood, str) else settings.likelihood,
         Streams(settings.seed, experiments, settings.members),
         clock,
         settings.dtype,
         find_device(settings.device),
+        settings.inspection,
     )
     if isinstance(method, Filter):
         states, log_weights = engine.prepare_ensemble(setup, initial, settings.initial_std)
@@ -219,65 +376,13 @@ def _begin(method: Method, observations: xr.Dataset, settings: Settings) -> tupl
     return setup, None, began
 
 
-class _Sink:
-    """Where finished parts of a result go: a list, or the end of a file."""
+def _version() -> str:
+    from assimilate import __version__
 
-    def __init__(
-        self,
-        setup: Cycle,
-        many: bool,
-        keep: int | None,
-        each: Callable[[xr.Dataset], None] | None,
-        path: str | Path | None,
-    ) -> None:
-        self.setup, self.many, self.keep, self.each = setup, many, keep, each
-        self.path = None if path is None else Path(path)
-        self.parts: list[xr.Dataset] = []
-        self.waiting: list[xr.DataArray] = []
-        self.written = 0
-
-    def flush(self, slices: list[Slice]) -> None:
-        times = xr.concat(self.waiting, "time")
-        self.waiting = []
-        if self.each is not None:
-            self.each(to_dataset(self.setup.space, slices, times, experiments=self.many))
-        # A file's variables are fixed by its first part, so weights are stored from the start.
-        weighted = self.path is not None
-        part = to_dataset(self.setup.space, slices, times, experiments=self.many, keep=self.keep, weighted=weighted)
-        if self.path is None:
-            self.parts.append(part)
-        else:
-            from assimilate.storage import append
-
-            append(part, self.path, new=self.written == 0)
-            self.written += part.sizes["time"]
-
-    def result(self, attrs: dict[str, Any]) -> xr.Dataset:
-        if self.path is not None:
-            return xr.open_dataset(self.path, chunks={"time": 1}).assign_attrs(attrs)
-        return joined(self.parts).assign_attrs(attrs)
-
-
-def joined(parts: list[xr.Dataset]) -> xr.Dataset:
-    """Parts of a result as one along time; parts without weights have equal ones."""
-    if len(parts) == 1:
-        return parts[0]
-    if any("log_weights" in p for p in parts):
-        weighted = next(p for p in parts if "log_weights" in p)["log_weights"]
-        parts = [p if "log_weights" in p else p.assign(log_weights=_equal_weights(p, weighted)) for p in parts]
-    return xr.concat(parts, "time", data_vars="minimal", coords="minimal", compat="override", join="override")
-
-
-def _equal_weights(part: xr.Dataset, like: xr.DataArray) -> xr.DataArray:
-    import numpy as np
-
-    sizes = {d: part.sizes[d] for d in like.dims}
-    return xr.DataArray(np.full(tuple(sizes.values()), -np.log(sizes["member"]), like.dtype), dims=like.dims)
+    return f"assimilate-da {__version__}, torch {torch.__version__}"
 
 
 def _provenance(method: Any, settings: Settings, seconds: float) -> dict[str, Any]:
-    from assimilate import __version__
-
     return {
         "method": repr(method),
         "seed": settings.seed,
@@ -285,5 +390,5 @@ def _provenance(method: Any, settings: Settings, seconds: float) -> dict[str, An
         "seconds": round(seconds, 4),
         "device": device_in_words(find_device(settings.device)),
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "version": f"assimilate-da {__version__}, torch {torch.__version__}",
+        "version": _version(),
     }

@@ -164,7 +164,7 @@ def open_grid(wanted: Observations, space: Space | None, transform: Transform, f
     if space is not None:
         _same_grid(array, space, wanted.data)
         grid = list(space.grid)
-    values = _transformed(array, transform).transpose(..., "time", *grid)
+    values = transformed(array, transform).transpose(..., "time", *grid)
     return values.to_dataset(name="observation")
 
 
@@ -184,7 +184,7 @@ def open_stations(wanted: Observations, transform: Transform, folder: Path | Non
         raise DataError(f"'{wanted.data}': '{name}' has dims {array.dims}; stations are (time, station)")
     if np.isinf(array).any():
         raise DataError(f"'{wanted.data}': '{name}' holds an infinite value; NaN means not observed")
-    values = _transformed(array, transform).rename({others[0]: "station"}).transpose("time", "station")
+    values = transformed(array, transform).rename({others[0]: "station"}).transpose("time", "station")
     return values.to_dataset(name="observation")
 
 
@@ -275,7 +275,8 @@ def _same_grid(array: xr.DataArray, space: Space, name: str) -> None:
                 raise DataError(f"'{name}': coordinate '{dim}' differs from that of the state by up to {apart:g}")
 
 
-def _transformed(array: xr.DataArray, transform: Transform) -> xr.DataArray:
+def transformed(array: xr.DataArray, transform: Transform) -> xr.DataArray:
+    """Values in Space units, lazily."""
     if isinstance(transform, Identity):
         return array
     import torch

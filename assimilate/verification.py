@@ -5,7 +5,8 @@ turned into *statistics*, means over its cells that can be pooled, and a score i
 
     rmse         sqrt(<(m - x)^2>)                       m ensemble mean, x truth, <> over times, channels and cells
     rmse_time    mean over times of the RMSE of each time, as published for filters (DAPPER's rmse.a)
-    diverged     number of experiments whose own rmse_time is above a limit; rmse_time is the mean over the others
+    diverged     number of experiments that are missing from some time on (they are in no score, `assimilate.missing`),
+                 or whose own rmse_time is above a limit; rmse_time is the mean over the others
     mae          <|m - x|>
     nrmse        sqrt(<(m - x)^2>) / sqrt(<x^2>)         in normalised units (x - offset) / scale
     crps         <sum_i w_i |x_i - x| - 1/2 sum_ij w_i w_j |x_i - x_j|>     the ensemble's own distribution ("ecdf")
@@ -30,7 +31,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ import xarray as xr
 
 from assimilate.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
 from assimilate.events import events, success_index
+from assimilate.missing import blanked, filled, gone_of, missing_experiments, present, whole
 from assimilate.results import moment_space
 from assimilate.spectra import pooled_spectra, spectra, spectrum_error
 from dynamics.space import Space
@@ -52,7 +54,7 @@ RANK_MEMBERS = 20
 SCORES = {
     "rmse": "root-mean-square error of the mean",
     "rmse_time": "root-mean-square error of the mean at each time, averaged over times",
-    "diverged": "experiments with an error above the limit of divergence; not in rmse_time",
+    "diverged": "experiments that diverged: missing from some time on, or above the limit and not in rmse_time",
     "rmse_member": "root-mean-square error of one member",
     "nrmse": "error of the mean over the size of the truth, normalised units",
     "nrmse_member": "error of one member over the size of the truth, normalised units",
@@ -108,13 +110,17 @@ def statistics(
         scoring: thresholds, normalisation and weights; `drop` is for `scores`.
 
     Returns:
-        A Dataset with dims (experiment, time, channel), some with `member` or `rank`.
+        A Dataset with dims (experiment, time, channel), some with `member` or `rank`; NaN where an experiment is
+        missing since it diverged.
 
     Raises:
-        ValueError: the analysis is not finite somewhere, or holds neither the fields nor their means.
+        ValueError: the analysis is not finite somewhere else, or holds neither the fields nor their means.
     """
     scoring = scoring or Scoring()
     space = space or Space.from_dataset(truth)
+    gone = gone_of(analysis)
+    if gone is not None:
+        analysis = filled(analysis, space, gone)
     if "time" in analysis.coords and "time" in truth.coords:
         truth = truth.sel(time=analysis["time"])
     names = [f.name for f in space.fields]
@@ -138,7 +144,7 @@ def statistics(
     for threshold in scoring.thresholds:
         pooled = pooled.assign(events(mean, target, threshold, space, average))
     weights = None if members is None or estimate.log_weights is None else normal_weights(members, estimate.log_weights)
-    return pooled.assign(spectra(space, target, members, mean, weights))
+    return blanked(pooled.assign(spectra(space, target, members, mean, weights)), gone)
 
 
 class Estimated(NamedTuple):
@@ -202,9 +208,14 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
         scoring: the same as there.
 
     Returns:
-        `{name: value}`; a score that does not exist for a method (the spread of a single field) is left out.
+        `{name: value}`; a score that does not exist for a method (the spread of a single field) is left out, and all
+        but `diverged` where every experiment is missing.
     """
     scoring = scoring or Scoring()
+    (rest, _), missing = present(pooled), len(missing_experiments(pooled))
+    if rest is None:
+        return {"diverged": float(missing)}
+    pooled = rest
     some = pooled.isel(time=slice(scoring.drop, None)) if "time" in pooled.dims else pooled
     mean = _pool(some, [d for d in ("time", "channel") if d in some.dims])
 
@@ -221,8 +232,8 @@ def scores(pooled: xr.Dataset, scoring: Scoring | None = None) -> dict[str, floa
         "crps": average(mean["crps"]),
         "crps_fair": average(mean["crps_fair"]),
     }
-    if scoring.diverged is not None:
-        out["diverged"] = float(len(lost))
+    if scoring.diverged is not None or missing:
+        out["diverged"] = float(missing + len(lost))
     if "member_squared_error" in mean:
         out["rmse_member"] = average(np.sqrt(mean["member_squared_error"]))
         out["nrmse_member"] = average(np.sqrt(mean["member_normalised_squared_error"]) / square)
@@ -247,16 +258,19 @@ def error_of_experiments(pooled: xr.Dataset, scoring: Scoring) -> xr.DataArray:
 
 
 def diverged(pooled: xr.Dataset, scoring: Scoring | None = None) -> list[int]:
-    """Numbers of the experiments that have diverged; see `Scoring.diverged`."""
+    """Numbers of the experiments that have diverged: those that are missing, and see `Scoring.diverged`."""
     scoring = scoring or Scoring()
-    if scoring.diverged is None:
-        return []
-    above = (error_of_experiments(pooled, scoring) > scoring.diverged).values
-    return [] if above.all() else [int(k) for k in np.flatnonzero(above)]
+    (rest, kept), missing = present(pooled), missing_experiments(pooled)
+    if scoring.diverged is None or rest is None:
+        return missing
+    above = (error_of_experiments(rest, scoring) > scoring.diverged).values
+    return missing if above.all() else sorted([*missing, *(kept[int(k)] for k in np.flatnonzero(above))])
 
 
 def series(pooled: xr.Dataset) -> xr.Dataset:
-    """RMSE, CRPS and spread at each time, pooled over channels and averaged over experiments."""
+    """RMSE, CRPS and spread at each time, pooled over channels and averaged over experiments that are not missing."""
+    rest, _ = present(pooled)
+    pooled = pooled if rest is None else rest
     mean = _pool(pooled.drop_dims("rank", errors="ignore"), ["channel"])
     found: dict[str, Any] = {"rmse": np.sqrt(mean["squared_error"]), "crps": mean["crps"]}
     if "variance" in mean:
@@ -271,8 +285,10 @@ def rank_histogram(pooled: xr.Dataset, scoring: Scoring | None = None) -> xr.Dat
         `rank_frequency` (rank), which sums to 1, and `rank_error`, its standard error from the scatter over times,
         channels and experiments.
     """
-    if "rank_frequency" not in pooled:
+    rest, _ = present(pooled)
+    if "rank_frequency" not in pooled or rest is None:
         return None
+    pooled = rest
     some = pooled["rank_frequency"].isel(time=slice((scoring or Scoring()).drop, None))
     cases = [d for d in some.dims if d != "rank"]
     count = int(np.prod([some.sizes[d] for d in cases]))
@@ -297,6 +313,7 @@ def evaluate(
 def own_scores(analysis: xr.Dataset) -> dict[str, float]:
     """Mean effective sample size, log evidence (sum over times, mean over experiments) and seconds, where present."""
     out: dict[str, float] = {}
+    analysis = whole(analysis)
     if "ess" in analysis:
         out["ess"] = float(analysis["ess"].mean())
     if "log_evidence" in analysis:
@@ -381,8 +398,3 @@ def _of_ensemble(
         "member_normalised_squared_error": average(((some - target) / scale) ** 2),
         "rank_frequency": ranks,
     }
-
-
-def names(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """Score names of a list of rows, in the order of their first appearance."""
-    return list(dict.fromkeys(str(row["score"]) for row in rows))

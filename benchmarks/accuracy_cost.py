@@ -55,7 +55,7 @@ def rows_of(
     """One row for each rule and number of levels, the reference first."""
     problem = prepare(card)
     likelihood, true = problem.likelihood, problem.dynamics
-    assert true is not None
+    assert true is not None and isinstance(likelihood, Likelihood)
     x = states_of(true, states, spinup=card.truth.spinup, seed=2**21)
     target = members_of(true, x, 1, 2**21 + 1)
     y = likelihood.sample(target, rng=Streams(2**21 + 2, states, 1).at(0))

@@ -1,5 +1,6 @@
 """Dynamical systems and their states; knows nothing of observations."""
 
+from dynamics.augmented import Augmented
 from dynamics.base import Dynamics, TransitionDensity, advance, simulate, steps_between
 from dynamics.check import check_dynamics
 from dynamics.covariance import Covariance, FullCovariance, ScaledIdentity
@@ -9,9 +10,12 @@ from dynamics.errors import CapabilityError, ContractError, DataError, SpaceMism
 from dynamics.linear import LinearGaussian
 from dynamics.lorenz import FLOWDAS_CENTER, FLOWDAS_SCALE, Lorenz63, Lorenz96
 from dynamics.navier_stokes import NavierStokes
+from dynamics.parameters import Parameter
 from dynamics.random import Rng, Streams, normal, uniform
 from dynamics.sevir import open_sevir
 from dynamics.space import Coordinate, Field, Identity, LogOnePlus, Space
+from dynamics.substepping import with_dt
+from dynamics.transforms import Log
 from dynamics.truncated import Truncated
 from dynamics.vil import SimulatedVIL, simulated_sevir
 
@@ -21,6 +25,7 @@ __all__ = [
     "DISTRIBUTION",
     "FLOWDAS_CENTER",
     "FLOWDAS_SCALE",
+    "Augmented",
     "CapabilityError",
     "ContractError",
     "Coordinate",
@@ -32,10 +37,12 @@ __all__ = [
     "FullCovariance",
     "Identity",
     "LinearGaussian",
+    "Log",
     "LogOnePlus",
     "Lorenz63",
     "Lorenz96",
     "NavierStokes",
+    "Parameter",
     "Rng",
     "ScaledIdentity",
     "SimulatedVIL",
@@ -56,4 +63,5 @@ __all__ = [
     "soap_film",
     "steps_between",
     "uniform",
+    "with_dt",
 ]

@@ -22,28 +22,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+from dynamics.philox import MASK, Part, draw_words
+
+Rows = int | tuple[int, ...] | range
+"""How many rows there are, or which ones."""
 _NO_MEMBER = 0xFFFFFFFF
-
-
-def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox4x32 on int64 tensors that hold unsigned 32-bit words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        # Products of two 32-bit words fill all 64 bits; the masked shift reads the high word despite the sign bit.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
 
 
 @dataclass(frozen=True)
@@ -64,24 +47,24 @@ class Streams:
 
     Args:
         seed: any integer from 0 to 2**32 - 1.
-        experiments: number of experiments E, or the tuple of their indices (a part of a larger batch).
-        members: number of members N, or the tuple of their indices.
+        experiments: number of experiments E, or the tuple or range of their indices (a part of a larger batch).
+        members: number of members N, or the tuple or range of their indices.
         step: the index of the assimilation step (or trajectory step) these numbers belong to; see `at`.
         antithetic: normal numbers come in mirrored pairs, member `n + N/2` has those of member `n` with the other
             sign; the mean over members of anything linear in them is then exact.
     """
 
     seed: int
-    experiments: int | tuple[int, ...] = 1
-    members: int | tuple[int, ...] = 1
+    experiments: Rows = 1
+    members: Rows = 1
     step: int = 0
     antithetic: bool = False
     position: Position = field(default_factory=Position, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the seed; a silent wrap would make two seeds share their numbers."""
-        if not 0 <= self.seed <= _MASK:
-            raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {_MASK}")
+        if not 0 <= self.seed <= MASK:
+            raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {MASK}")
         if self.antithetic and (not isinstance(self.members, int) or self.members % 2):
             raise ValueError(f"antithetic streams need an even number of members; members is {self.members}")
 
@@ -98,26 +81,44 @@ class Streams:
         """The same streams with normal numbers in mirrored pairs; draws are counted together."""
         return replace(self, antithetic=True)
 
+    def part(self, start: int, stop: int) -> Streams:
+        """The streams of the members from `start` to before `stop` among these; they count their own draws.
+
+        Parts see the next draws of the whole, one part as the other; `follow` tells the whole what was drawn.
+
+        Raises:
+            ValueError: the streams are antithetic: a member's mirror image may lie in another part.
+        """
+        if self.antithetic:
+            raise ValueError("antithetic streams come in pairs of members and cannot be cut into parts")
+        members = range(self.members)[start:stop] if isinstance(self.members, int) else self.members[start:stop]
+        return replace(self, members=members, position=Position([*self.position.draws]))
+
+    def follow(self, part: Streams) -> None:
+        """Count the draws that a part of these streams has served."""
+        self.position.draws[0] = part.position.draws[0]
+
     def words(self, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
         """Unsigned 32-bit words as int64, shape `shape`, whose leading dims are `(E, N)` or `(E,)`."""
+        shared = len(shape) == 1 and shape[0] == self.rows[0]
+        count = 1 if shared else math.prod(shape[2:])
+        make = _words_compiled if torch.compiler.is_compiling() else _words
+        place = torch.device(device)
+        return make(*self._draw(shape, place, shared=shared), count, place).reshape(shape)
+
+    def _draw(self, shape: tuple[int, ...], device: torch.device, *, shared: bool = False) -> tuple[Tensor, list[int]]:
+        """The next draw: experiment and member of each row, `(2, R)`, and the draw's index, the seed and the step."""
         rows = self.rows
-        shared = len(shape) == 1 and shape[0] == rows[0]
         if not shared and tuple(shape[:2]) != rows:
             raise ValueError(
                 f"a draw of shape {tuple(shape)} was asked of streams with rows (experiment, member) = {rows}; "
                 f"expected {rows} or ({rows[0]},) in front"
             )
-        count = 1 if shared else math.prod(shape[2:])
-        blocks = torch.arange((count + 3) // 4, device=device)
-        experiments = _indices(self.experiments, device)[:, None, None]
-        members = torch.full((1, 1, 1), _NO_MEMBER, device=device)
-        if not shared:
-            members = _indices(self.members, device)[None, :, None]
-        zero = torch.zeros((), dtype=torch.int64, device=device)
-        draw = zero + self.position.advance()
-        words = _philox((blocks + zero, draw, members + zero, experiments + zero), (self.seed, self.step & _MASK))
-        full = torch.broadcast_shapes(*(w.shape for w in words))
-        return torch.stack([w.expand(full) for w in words], -1).flatten(-2)[..., :count].reshape(shape)
+        members = _indices((_NO_MEMBER,) if shared else self.members, device)
+        experiments = _indices(self.experiments, device)
+        size = (len(experiments), len(members))
+        pairs = torch.stack([experiments[:, None].expand(size), members.expand(size)]).flatten(1)
+        return pairs, [self.position.advance(), self.seed, self.step & MASK]
 
 
 Rng = torch.Generator | Streams
@@ -160,20 +161,71 @@ def normal(
         one = replace(rng, members=half, antithetic=False)
         z = normal(one, (shape[0], half, *shape[2:]), dtype=dtype, device=device)
         return torch.cat([z, -z], 1)
-    rows = tuple(shape[:2])
     count = math.prod(shape[2:])
-    pairs = (count + 1) // 2
-    words = rng.words((*rows, 2 * pairs), device)
-    unit = (words.to(dtype) + 0.5) * (1.0 / 2**32)
-    radius = torch.sqrt(-2.0 * torch.log(unit[..., 0::2]))
-    angle = (2.0 * math.pi) * unit[..., 1::2]
-    both = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1).flatten(-2)
-    return both[..., :count].reshape(shape)
+    make = _normals_compiled if torch.compiler.is_compiling() else _normals
+    place = torch.device(device)
+    return make(*rng._draw(tuple(shape), place), count, dtype, place).reshape(shape)
 
 
-def _count(rows: int | tuple[int, ...]) -> int:
+def _words(rows: Tensor, draw: list[int], count: int, device: torch.device) -> Tensor:
+    """`(R, count)` int64."""
+    out = torch.empty(rows.shape[1], count, dtype=torch.int64, device=device)
+    for part in draw_words(rows, (count + 3) // 4, draw, device):
+        _place(out, part, part.first, part.second)
+    return out
+
+
+def _normals(rows: Tensor, draw: list[int], count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`(R, count)` normal numbers."""
+    out = torch.empty(rows.shape[1], count, dtype=dtype, device=device)
+    for part in draw_words(rows, (count + 3) // 4, draw, device):
+        radius, angle = (_unit(words, dtype) for words in (part.first, part.second))
+        radius.log_().mul_(-2.0).sqrt_()
+        angle.mul_(2.0 * math.pi)
+        _place(out, part, radius * torch.cos(angle), radius * torch.sin(angle))
+    return out
+
+
+# torch.compile must not look inside: the 64-bit products of its CPU code are not exact. So it sees operators.
+_words_compiled = torch.library.custom_op(
+    "assimilate::words", _words, mutates_args=(), schema="(Tensor rows, int[] draw, int count, Device device) -> Tensor"
+)
+_normals_compiled = torch.library.custom_op(
+    "assimilate::normals",
+    _normals,
+    mutates_args=(),
+    schema="(Tensor rows, int[] draw, int count, ScalarType dtype, Device device) -> Tensor",
+)
+
+
+@_words_compiled.register_fake
+def _(rows: Tensor, draw: list[int], count: int, device: torch.device) -> Tensor:
+    return torch.empty(rows.shape[1], count, dtype=torch.int64, device=device)
+
+
+@_normals_compiled.register_fake
+def _(rows: Tensor, draw: list[int], count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(rows.shape[1], count, dtype=dtype, device=device)
+
+
+def _unit(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Words as numbers from 0 to 1."""
+    return words.to(dtype).add_(0.5).mul_(1.0 / 2**32)
+
+
+def _place(out: Tensor, part: Part, first: Tensor, second: Tensor) -> None:
+    """Write to rows and columns of `out` what was made of the words of a part, `(2, k, b)` both."""
+    end = min(4 * part.blocks.stop, out.shape[1])
+    for k, values in enumerate((first[0], second[0], first[1], second[1])):
+        columns = out[part.rows, 4 * part.blocks.start + k : end : 4]
+        columns.copy_(values[:, : columns.shape[1]])
+
+
+def _count(rows: Rows) -> int:
     return rows if isinstance(rows, int) else len(rows)
 
 
-def _indices(rows: int | tuple[int, ...], device: torch.device | str) -> Tensor:
+def _indices(rows: Rows, device: torch.device) -> Tensor:
+    if isinstance(rows, range):
+        return torch.arange(rows.start, rows.stop, rows.step, device=device)
     return torch.arange(rows, device=device) if isinstance(rows, int) else torch.tensor(rows, device=device)

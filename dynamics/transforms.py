@@ -63,7 +63,24 @@ class LogOnePlus:
         return self.scale * torch.expm1(u)
 
 
-BUILT_IN: dict[str, type] = {"Identity": Identity, "LogOnePlus": LogOnePlus}
+@dataclass(frozen=True)
+class Log:
+    """u = log(x), for x > 0: whatever u becomes, x stays positive.
+
+    For parameters such as a viscosity. A value of 0 is minus infinity, which no method takes: use `LogOnePlus` for
+    amounts that may vanish.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logarithm of a positive amount; 0 and negative amounts are not finite."""
+        return torch.log(x)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """exp(u)."""
+        return torch.exp(u)
+
+
+BUILT_IN: dict[str, type] = {"Identity": Identity, "LogOnePlus": LogOnePlus, "Log": Log}
 
 
 def transform_to_dict(transform: Transform) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is measured: operators from states to observed values, their noise and their likelihood."""
 
+from observations.augmented import observing
 from observations.averaging import BlockMean
 from observations.base import (
     SVD,
@@ -15,6 +16,7 @@ from observations.base import (
 from observations.check import check_operator
 from observations.evolution import Evolved
 from observations.heavy_tails import Laplace, StudentT
+from observations.instruments import Instrument
 from observations.likelihood import Likelihood, Observation
 from observations.noise import GaussianNoise, Noise, SignalNoise
 from observations.nonlinear import Arctan, Function
@@ -22,6 +24,7 @@ from observations.piv import ParticleVelocity
 from observations.poisson import Poisson
 from observations.sampling import Identity, Mask, Matrix, Select, Stations, random_mask
 from observations.synthetic import observe
+from observations.tables import read_table
 
 DISTRIBUTION = "assimilate-da"
 
@@ -35,6 +38,7 @@ __all__ = [
     "Function",
     "GaussianNoise",
     "Identity",
+    "Instrument",
     "Laplace",
     "Likelihood",
     "LinearCompose",
@@ -55,6 +59,8 @@ __all__ = [
     "check_operator",
     "compose",
     "observe",
+    "observing",
     "random_mask",
+    "read_table",
     "stack",
 ]

@@ -119,7 +119,7 @@ def test_dask_backed_observations_are_read_one_chunk_at_a_time():
 
 def test_results_can_go_to_a_file_as_they_come(tmp_path):
     held = run(BootstrapFilter(MODEL), OBSERVATIONS, **COMMON)
-    stored = run(BootstrapFilter(MODEL), OBSERVATIONS, **COMMON, path=tmp_path / "long.nc")
+    stored = run(BootstrapFilter(MODEL), OBSERVATIONS, **COMMON, out=tmp_path / "long.nc")
     assert stored.chunks
     for name in ("x", "y_std", "ess", "log_weights"):
         np.testing.assert_array_equal(stored[name].transpose(*held[name].dims), held[name])

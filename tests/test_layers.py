@@ -24,6 +24,7 @@ HEAVY = (
 EDGE = {
     "assimilate/cards.py",
     "assimilate/card_files.py",
+    "assimilate/card_observations.py",
     "assimilate/terminal.py",
     "imaging/cards.py",
     "imaging/terminal.py",

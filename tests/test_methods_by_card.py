@@ -17,6 +17,8 @@ FILTERS = {
     "IEnKF": {},
     "BootstrapFilter": {"members": 4000},
     "GuidedParticleFilter": {"members": 2000},
+    "AuxiliaryFilter": {"members": 4000},
+    "RegularisedFilter": {"members": 4000},
     "ThreeDVar": {"background": {"type": "DenseBackground", "preset": "prior"}},
 }
 SMOOTHERS = {

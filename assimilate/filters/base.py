@@ -12,10 +12,14 @@ first field and two class attributes: `name`, the usual name of the method, and 
     "biased"       neither (localised analyses, for instance)
 
 Observations of NaN are not observed, and `None` is no observation at all: both leave the forecast as it is.
+
+A state is made of tensors, numbers, text, None, and (named) tuples, lists, dicts or dataclasses of them. Its tensors
+lead with the experiment: that is how a run takes out an experiment that diverged, and how it is written to a file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -38,17 +42,26 @@ class Diverged(RuntimeError):
         time: the time at which it was noticed, in the time unit of the dynamics.
         last_finite: the last time at which every member was finite.
         what: what is no longer finite, and where.
+        experiments: rows of the batch that diverged; empty where the filter cannot tell. `run` goes on with the others.
     """
 
-    def __init__(self, method: str, time: float, last_finite: float, what: str) -> None:
+    def __init__(
+        self, method: str, time: float, last_finite: float, what: str, experiments: Sequence[int] = ()
+    ) -> None:
         self.method = method
         self.time = time
         self.last_finite = last_finite
+        self.experiments = tuple(experiments)
         super().__init__(f"{method} diverged at time {time:g} (last finite at {last_finite:g}): {what}")
 
-    def __reduce__(self) -> tuple[type, tuple[str, float, float, str]]:
+    def __reduce__(self) -> tuple[type, tuple[str, float, float, str, tuple[int, ...]]]:
         """Pickle by the arguments, so that the error survives the way back from a worker process."""
-        return type(self), (self.method, self.time, self.last_finite, str(self).split("): ", 1)[-1])
+        what = str(self).split("): ", 1)[-1]
+        return type(self), (self.method, self.time, self.last_finite, what, self.experiments)
+
+
+class DivergenceWarning(UserWarning):
+    """Some experiments of a run diverged; they are recorded in its result and the others went on."""
 
 
 class Info(NamedTuple):
@@ -167,6 +180,7 @@ def check_finite(members: Tensor, method: str, time: float, last_finite: float, 
             time,
             last_finite,
             f"{what} of experiment(s) {experiments} are not finite ({int(lost.sum())} of {lost.numel()} members)",
+            experiments,
         )
     return members
 

@@ -12,6 +12,8 @@ References:
     https://doi.org/10.1175/MWR-D-11-00176.1 (lag 1)
     Bocquet, Sakov (2014), An iterative ensemble Kalman smoother, https://doi.org/10.1002/qj.2236 (longer lags, each
     observation assimilated once)
+    Bocquet, Sakov (2012), Combining inflation-free and iterative ensemble Kalman filters for strongly nonlinear
+    systems, https://doi.org/10.5194/npg-19-383-2012 (IEnKF-N: `certainty`)
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ class IEnKF:
         tolerance: a step shorter than this many prior standard deviations is the last (0.01).
         inflation: factor of the anomalies of the window after the analysis, dimensionless (1: none).
         rotate: whether a random rotation that keeps mean and covariance follows the analysis.
+        certainty: finite-size variant (IEnKF-N), which inflates by itself: factor of the law of the inflation,
+            dimensionless (1: the Jeffreys prior; larger: the members are trusted more); None (default): no such law.
+            With `lag = 1` and one iteration this is the EnKF-N.
 
     Differs from the papers: see `smoothers/gauss_newton.py`.
     """
@@ -73,6 +78,7 @@ class IEnKF:
     tolerance: float = 0.01
     inflation: float = 1.0
     rotate: bool = False
+    certainty: float | None = None
     name: ClassVar[str] = "IEnKF"
     exactness: ClassVar[Exactness] = "consistent"
 
@@ -82,6 +88,8 @@ class IEnKF:
         check_iterations(self.iterations, self.tolerance)
         if self.lag < 1:
             raise ValueError(f"lag is {self.lag}; expected 1 analysis or more")
+        if self.certainty is not None and not self.certainty > 0:
+            raise ValueError(f"certainty is {self.certainty}; expected a positive factor (1: the Jeffreys prior)")
 
     def init(self, members: Tensor, time: float = 0.0) -> WindowState:
         """A window of one state, the members `(E, N, *event)` at `time`."""
@@ -124,6 +132,7 @@ class IEnKF:
             iterations=self.iterations,
             tolerance=self.tolerance,
             method=self.name,
+            certainty=self.certainty,
         )
         check_finite(found.path, self.name, times[-1], times[-2], "members after the analysis")
         # States and noise together: a member stays one trajectory.

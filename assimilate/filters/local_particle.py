@@ -41,7 +41,8 @@ from torch import Tensor
 from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, Info, check_finite, forecast
 from assimilate.filters.departures import observed_values
 from assimilate.filters.inflation import add_noise, check_spread_settings, inflate
-from assimilate.filters.localization import Neighbourhood, check_radius, neighbourhoods
+from assimilate.filters.localization import check_radius
+from assimilate.filters.neighbours import Neighbourhood, neighbourhoods
 from assimilate.memo import Memo, content
 from assimilate.posterior.weights import effective_sample_size
 from dynamics.base import Dynamics

@@ -36,20 +36,6 @@ from torch import Tensor
 from dynamics.space import Space
 
 
-class Neighbourhood(NamedTuple):
-    """A chunk of cells and the observations in its reach.
-
-    Attributes:
-        cells: the grid cells, a slice of the C order.
-        values: `(k,)` int64, the observed values with a positive weight in some cell of the chunk.
-        taper: `(cells, k)`, Gaspari-Cohn weights.
-    """
-
-    cells: slice
-    values: Tensor
-    taper: Tensor
-
-
 class Reach(NamedTuple):
     """What one observed value acts on.
 
@@ -87,27 +73,6 @@ def check_radius(radius: float) -> None:
     """Raise a ValueError unless `radius` is a positive length."""
     if not radius > 0:
         raise ValueError(f"radius is {radius}; expected a positive length in the units of Space.distance (or infinity)")
-
-
-def neighbourhoods(space: Space, positions: Tensor, radius: float, chunk: int, like: Tensor) -> list[Neighbourhood]:
-    """Cells in chunks of `chunk`, each with the observed values in its reach and their tapers.
-
-    Args:
-        space: gives the cells and the distances.
-        positions: places of the observed values, `(m, n_dims)`.
-        radius: Gaspari-Cohn length.
-        chunk: cells in a chunk.
-        like: tensor whose dtype and device the tapers get.
-    """
-    cells = space.positions().to(like.device)
-    places = positions.to(like.device)
-    found = []
-    for start in range(0, cells.shape[0], chunk):
-        part = slice(start, min(start + chunk, cells.shape[0]))
-        taper = gaspari_cohn(space.distance(cells[part], places), radius).to(like.dtype)
-        values = (taper > 0).any(0).nonzero().squeeze(-1)
-        found.append(Neighbourhood(part, values, taper[:, values].contiguous()))
-    return found
 
 
 def reaches(space: Space, positions: Tensor, radius: float, chunk: int, like: Tensor) -> list[Reach]:

@@ -173,17 +173,31 @@ def innovation_log_likelihood(spread: Tensor, departure: Tensor, log_normalizer:
     Returns:
         `(E,)`, float64; 0 where nothing is observed.
     """
+    log_det, misfit = innovation_statistics(spread, departure)
+    return log_normalizer.double() - 0.5 * (log_det + misfit)
+
+
+def innovation_statistics(spread: Tensor, departure: Tensor) -> tuple[Tensor, Tensor]:
+    """What the forecast says of the innovations: `log det(I + C)` and `d (I + C)^-1 d^T` with `C = S^T S / (N - 1)`.
+
+    The second is the innovation chi-square: on average the number of observed values, if forecast and noise are right.
+
+    Args:
+        spread: S, `(E, N, m)`.
+        departure: d, `(E, m)`.
+
+    Returns:
+        Both `(E,)`, float64; 0 where nothing is observed.
+    """
     n, m = spread.shape[-2:]
     s, d = spread.double(), departure.double().unsqueeze(-1)
     gram = s.mT @ s if m < n else s @ s.mT
     root = torch.linalg.cholesky(_shifted(gram / (n - 1), 1.0))
     log_det = 2 * torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
     if m < n:
-        misfit = torch.linalg.solve_triangular(root, d, upper=False).square().sum((-2, -1))
-    else:
-        explained = torch.linalg.solve_triangular(root, s @ d, upper=False).square().sum((-2, -1)) / (n - 1)
-        misfit = d.square().sum((-2, -1)) - explained
-    return log_normalizer.double() - 0.5 * (log_det + misfit)
+        return log_det, torch.linalg.solve_triangular(root, d, upper=False).square().sum((-2, -1))
+    explained = torch.linalg.solve_triangular(root, s @ d, upper=False).square().sum((-2, -1)) / (n - 1)
+    return log_det, d.square().sum((-2, -1)) - explained
 
 
 def _shifted(matrix: Tensor, shift: float) -> Tensor:

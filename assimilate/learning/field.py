@@ -27,6 +27,7 @@ from torch import Tensor
 from assimilate.baselines.base import without_no_data
 from assimilate.learning.checkpoint import Checkpoint
 from assimilate.learning.denoiser import EDMDenoiser
+from assimilate.learning.first_guess import FirstGuess
 from assimilate.posterior.covariance import Isotropic, Modulated
 from assimilate.posterior.paths import Interpolant
 from assimilate.posterior.predictors import Clean, Context, OnPath
@@ -83,6 +84,7 @@ class FieldTransition:
         memory: whether the previous state is told to the network. Without it the transition is the prior of a single
             state, which is right where states so far apart in time say little of each other.
         floor: least value that a state can have (0 for rain); draws below it are set to it. None: any value.
+        guess: what is made of gauges before anything is drawn (`GaugeFlowDAS`); None: nothing.
         data: what it was trained on.
         record: how it was trained and what was measured.
     """
@@ -95,6 +97,7 @@ class FieldTransition:
     levels: tuple[float, ...] = LEVELS
     memory: bool = True
     floor: float | None = None
+    guess: FirstGuess | None = None
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -150,14 +153,20 @@ class FieldTransition:
             inner.ratios.to(device=device),
             inner.correlation.to(device=device, dtype=dtype),
         )
-        return replace(self, denoiser=moved)
+        guess = self.guess
+        if guess is not None and guess.network is not None:
+            guess = replace(guess, network=copy.deepcopy(guess.network).to(device=device, dtype=dtype))
+        return replace(self, denoiser=moved, guess=guess)
 
     def to_checkpoint(self) -> Checkpoint:
         """What a file holds of it."""
         inner = self.denoiser
+        networks = {"denoiser": inner.denoiser.network}
+        if self.guess is not None and self.guess.network is not None:
+            networks["guess"] = self.guess.network
         return Checkpoint(
             kind="field",
-            networks={"denoiser": inner.denoiser.network},
+            networks=networks,
             tensors={"ratios": inner.ratios, "correlation": inner.correlation},
             space=self.space,
             path=self.path,
@@ -167,6 +176,7 @@ class FieldTransition:
                 "levels": list(self.levels),
                 "memory": self.memory,
                 "floor": self.floor,
+                "guess": None if self.guess is None else self.guess.settings,
             },
             data=self.data,
             record=self.record,
@@ -177,6 +187,9 @@ def field_transition(checkpoint: Checkpoint) -> FieldTransition:
     """The transition that a checkpoint of kind "field" holds."""
     constants, space, path = dict(checkpoint.constants), checkpoint.space, checkpoint.path
     assert space is not None and isinstance(path, Interpolant)
+    # Files written before there were first guesses say nothing of them.
+    settings = constants.pop("guess", None)
+    guess = None if settings is None else FirstGuess(checkpoint.networks.get("guess"), **settings)
     denoiser = EDMDenoiser(
         checkpoint.networks["denoiser"], event_dims=3, sigma_data=constants.pop("sigma_data"), variance=True
     )
@@ -187,6 +200,7 @@ def field_transition(checkpoint: Checkpoint) -> FieldTransition:
         ),
         path=path,
         levels=tuple(constants.pop("levels")),
+        guess=guess,
         data=checkpoint.data,
         record=checkpoint.record,
         **constants,

@@ -10,15 +10,25 @@ With the mean u and anomalies A `(N, n)` of the controls (`controls.py`), `c = N
 A step that does not lower the cost is halved until it does. One iteration alone is a linear step with the prior members
 themselves as slope (eps = 1) and no other run: the ETKF and its smoother, to the letter.
 
+With a `certainty` the covariance of the members is not trusted, as in the EnKF-N (`filters/finite_size.py` has the law
+with its coefficients e and k; they come from the prior members):
+
+    cost        J(w) = c k log(e + |w|^2) + |d(w)|^2
+    step        w <- (S S^T + z I)^-1 S (d + S^T w),    z = c / l^2,  l the factor that the EnKF-N finds for S and d
+    posterior   T = sqrt(c) (S S^T + z I)^-1/2
+
 References:
     Bocquet, Sakov (2014), An iterative ensemble Kalman smoother, https://doi.org/10.1002/qj.2236 (bundle variant)
     Sakov, Oliver, Bertino (2012), An iterative EnKF for strongly nonlinear systems,
     https://doi.org/10.1175/MWR-D-11-00176.1
+    Bocquet, Sakov (2012), Combining inflation-free and iterative ensemble Kalman filters for strongly nonlinear
+    systems, https://doi.org/10.5194/npg-19-383-2012 (certainty)
 
 Differs from the papers: the noise of the model is moved with the same weights as the initial state (they assume a
 perfect model), and steps are halved. Their other variant, which keeps members T A apart, takes slopes from members that
 T has not brought together where N - 1 exceeds the number of variables; on Lorenz-63 over 0.4 time units it stopped far
-from the minimum, which this one reaches.
+from the minimum, which this one reaches. With a certainty every step solves its linear problem for l and w together,
+and T leaves out the last term of the Hessian of J, as the EnKF-N here does.
 """
 
 from __future__ import annotations
@@ -29,6 +39,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from assimilate.filters.finite_size import prior_factor, size_law
 from assimilate.smoothers.controls import Controls, joint_departures, replay
 from dynamics.base import Dynamics
 from observations.likelihood import Observation
@@ -52,25 +63,32 @@ class Minimum(NamedTuple):
     iterations: Tensor
 
 
+Law = tuple[Tensor, Tensor]
+"""Coefficients e and k of the law of the inflation, `(E,)` each."""
+
+
 class _Posterior(NamedTuple):
-    """The posterior of a linearised problem; T = I + U diag(ratio - 1) U^T.
+    """The posterior of a linearised problem; T = factor (I + U diag(ratio - 1) U^T).
 
     Attributes:
         goal: weights of its mean, `(E, 1, N)`.
         vectors: U, `(E, N, r)`, r the number of members or of values, whichever is less.
-        ratio: eigenvalues of T that belong to U, in (0, 1], `(E, r)`.
+        ratio: eigenvalues of T / factor that belong to U, in (0, 1], `(E, r)`.
+        factor: l, of the prior anomalies, `(E, 1, 1)`; 1 where the members' covariance is trusted.
         log_evidence: `(E,)`, without the density of the noise at zero residual.
     """
 
     goal: Tensor
     vectors: Tensor
     ratio: Tensor
+    factor: Tensor
     log_evidence: Tensor
 
     def shrink(self, rows: Tensor) -> Tensor:
         """T rows, for `(E, N, n)`."""
         inside = self.vectors.mT.to(rows.dtype) @ rows
-        return rows + (self.vectors * (self.ratio - 1).unsqueeze(-2)).to(rows.dtype) @ inside
+        shrunk = rows + (self.vectors * (self.ratio - 1).unsqueeze(-2)).to(rows.dtype) @ inside
+        return self.factor.to(rows.dtype) * shrunk
 
 
 def check_iterations(iterations: int, tolerance: float) -> None:
@@ -92,6 +110,7 @@ def minimise(
     iterations: int,
     tolerance: float,
     method: str,
+    certainty: float | None = None,
 ) -> Minimum:
     """The posterior of a window in the space of the members.
 
@@ -105,6 +124,8 @@ def minimise(
         tolerance: an experiment is at rest when its step is shorter than this, in prior standard deviations; it then
             no longer changes, whatever the others do.
         method: name for the errors.
+        certainty: factor of the law of the inflation (1: the Jeffreys prior); None: the covariance of the members is
+            trusted.
 
     Raises:
         CapabilityError: the noise of an observation is not Gaussian.
@@ -118,12 +139,13 @@ def minimise(
     flat = controls.flat()
     mean = flat.mean(1, keepdim=True)
     anomalies = flat - mean
+    law = None if certainty is None else _law(prior.spread.double(), certainty)
     if iterations == 1:
-        found = _posterior(prior.spread.double(), prior.departure.double().unsqueeze(1))
+        found = _posterior(prior.spread.double(), prior.departure.double().unsqueeze(1), law)
         weights, count = found.goal, observed.long()
     else:
         weights, found, count = _search(
-            dynamics, controls, mean, anomalies, times, observations, observed, iterations, tolerance, method
+            dynamics, controls, mean, anomalies, times, observations, observed, iterations, tolerance, method, law
         )
     moved = mean + weights.to(flat.dtype) @ anomalies + found.shrink(anomalies)
     after = controls.rebuilt(_where(observed, moved, flat))
@@ -148,6 +170,7 @@ def _search(
     iterations: int,
     tolerance: float,
     method: str,
+    law: Law | None,
 ) -> tuple[Tensor, _Posterior, Tensor]:
     """Weights of the minimum `(E, 1, N)`, the posterior linearised there, and runs of the model `(E,)`."""
     experiments, n = anomalies.shape[:2]
@@ -162,12 +185,12 @@ def _search(
         found = joint_departures(observations, path, method=method)
         assert found is not None
         departure = found.departure.double().unsqueeze(1)
-        cost = (n - 1) * trial.square().sum((-2, -1)) + departure.square().sum((-2, -1))
+        cost = _prior_cost(trial, law) + departure.square().sum((-2, -1))
         # False for a cost of NaN too: a run that left the finite numbers is a step too far.
         lower = active & (cost <= lowest)
         spread = _where(lower, found.spread.double() / eps, torch.zeros_like(found.spread, dtype=torch.float64))
         departure = _where(lower, departure, torch.zeros_like(departure))
-        here = _posterior(spread, departure + trial @ spread)
+        here = _posterior(spread, departure + trial @ spread, law)
         kept = here if kept is None else _Posterior(*(_where(lower, a, b) for a, b in zip(here, kept, strict=True)))
         best, lowest, count = _where(lower, trial, best), torch.where(lower, cost, lowest), count + active
         ahead = _where(lower, kept.goal, best + (trial - best) / 2)
@@ -180,16 +203,36 @@ def _search(
     return _where(_length(kept.goal - best) <= tolerance, kept.goal, best), kept, count
 
 
-def _posterior(spread: Tensor, departure: Tensor) -> _Posterior:
+def _posterior(spread: Tensor, departure: Tensor, law: Law | None) -> _Posterior:
     """The posterior of the linear problem with S `(E, N, m)` and d at weights 0 `(E, 1, m)`."""
     c = spread.shape[1] - 1
     u, s, vh = torch.linalg.svd(spread, full_matrices=False)
     seen = departure @ vh.mT
-    share = c / (c + s.square())
-    goal = (seen * (s * share / c).unsqueeze(-2)) @ u.mT
+    factor = torch.ones_like(s[:, :1])
+    if law is not None:
+        padding = (0, spread.shape[1] - s.shape[-1])
+        squares = torch.nn.functional.pad((s * seen.squeeze(1)).square(), padding)
+        factor = prior_factor(torch.nn.functional.pad(s.square(), padding), squares, *law).unsqueeze(-1)
+    # Weights w of anomalies A at a cost of z |w|^2 are weights w / l of anomalies l A at a cost of c |w / l|^2.
+    z = c / factor.square()
+    share = z / (z + s.square())
+    goal = (seen * (s * share / z).unsqueeze(-2)) @ u.mT
     beyond = (departure - seen @ vh).square().sum((-2, -1))
     misfit = (seen.square() * share.unsqueeze(-2)).sum((-2, -1)) + beyond
-    return _Posterior(goal, u, share.sqrt(), -0.5 * (misfit - share.log().sum(-1)))
+    evidence = -0.5 * (misfit - share.log().sum(-1))
+    return _Posterior(goal, u, share.sqrt(), factor.unsqueeze(-1), evidence)
+
+
+def _law(spread: Tensor, certainty: float) -> Law:
+    """Coefficients of the law of the inflation, from S of the prior members `(E, N, m)`."""
+    values = torch.linalg.svdvals(spread).square()
+    return size_law(torch.nn.functional.pad(values, (0, spread.shape[1] - values.shape[-1])), certainty)
+
+
+def _prior_cost(weights: Tensor, law: Law | None) -> Tensor:
+    """What weights `(E, 1, N)` cost without any observation, `(E,)`."""
+    c, length = weights.shape[-1] - 1, weights.square().sum((-2, -1))
+    return c * length if law is None else c * law[1] * torch.log(law[0] + length)
 
 
 def _length(step: Tensor) -> Tensor:

@@ -2,15 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from dynamics.random import Streams, _philox, normal, uniform
+from dynamics.philox import CHUNK, philox, philox_blocks
+from dynamics.random import Streams, normal, uniform
 
 
-def philox(counter, key):
-    words = _philox(tuple(torch.tensor([word]) for word in counter), key)
+def by_formula(counter, key):
+    words = philox(tuple(torch.tensor([word]) for word in counter), key)
     return [int(word) for word in words]
+
+
+def by_halves(counter, key):
+    block, member, experiment = (np.array([counter[k]], np.uint64) for k in (0, 2, 3))
+    pairs = philox_blocks(block, counter[1], member, experiment, key)
+    return [int(word) for pair in pairs.flatten() for word in (pair >> np.uint64(32), pair & np.uint64(0xFFFFFFFF))]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +35,54 @@ def philox(counter, key):
 )
 def test_philox_known_answers(counter, key, answer):
     # kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 10 rounds.
-    assert philox(counter, key) == list(answer)
+    assert by_formula(counter, key) == list(answer)
+    assert by_halves(counter, key) == list(answer)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "members", "count"), [((3, 0), 5, 7), (1, CHUNK + 3, 5), (2, 2, 4 * CHUNK + 9)]
+)
+def test_words_of_chunks_are_those_of_the_formula(experiments, members, count):
+    # Few rows, rows and blocks beyond one chunk; 32-bit seeds and steps at the end of their range.
+    seed, step, draw = 2**32 - 1, 2**32 - 2, 1
+    streams = Streams(seed, experiments, members, step=step)
+    shape = (*streams.rows, count)
+    streams.words(shape, "cpu")
+    e = torch.tensor(experiments if isinstance(experiments, tuple) else range(experiments))
+    words = philox(
+        (
+            torch.arange((count + 3) // 4),
+            torch.tensor([draw]),
+            torch.arange(members)[:, None],
+            e[:, None, None],
+        ),
+        (seed, step),
+    )
+    full = (*shape[:2], (count + 3) // 4)
+    expected = torch.stack([word.expand(full) for word in words], -1).flatten(2)[..., :count]
+    assert torch.equal(streams.words(shape, "cpu"), expected)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_parts_have_the_numbers_of_the_whole(draw):
+    whole = Streams(8, 3, 11, step=2)
+    draw(whole, (3, 11, 2))
+    parts = [whole.part(k, min(k + 4, 11)) for k in (0, 4, 8)]
+    first, second = (torch.cat([draw(part, (*part.rows, 6)) for part in parts], 1) for _ in range(2))
+    again = Streams(8, 3, 11, step=2)
+    draw(again, (3, 11, 2))
+    assert torch.equal(draw(again, (3, 11, 6)), first) and torch.equal(draw(again, (3, 11, 6)), second)
+    whole.follow(parts[-1])
+    assert torch.equal(draw(whole, (3, 11)), draw(again, (3, 11)))
+    some = Streams(8, 3, (5, 2, 9, 4), step=2).part(1, 3)
+    assert torch.equal(draw(some, (3, 2, 4)), draw(Streams(8, 3, 11, step=2), (3, 11, 4))[:, [2, 9]])
+    with pytest.raises(ValueError, match="cannot be cut"):
+        Streams(8, 3, 10).mirrored().part(0, 5)
+
+
+def test_ranges_are_rows():
+    few = normal(Streams(7, range(1, 4, 2), range(2, 6)), (2, 4, 5))
+    assert torch.equal(few, normal(Streams(7, 4, 6), (4, 6, 5))[1::2, 2:])
 
 
 @pytest.mark.parametrize("draw", [normal, uniform])
@@ -91,3 +146,15 @@ def test_mirrored_streams_come_in_pairs_and_count_their_draws():
     assert torch.equal(first[:, :3], normal(Streams(3, 2, 3).at(4), (2, 3, 5)))
     with pytest.raises(ValueError, match="even number"):
         Streams(3, 2, 5).mirrored()
+
+
+def test_traced_numbers_are_the_same():
+    """torch.compile sees operators, because its own 64-bit products are not exact on the CPU; no code is generated."""
+    traced = torch.compile(_two_draws, backend="aot_eager", fullgraph=True)
+    for step in (1, 2, 3):
+        assert all(torch.equal(a, b) for a, b in zip(traced(step), _two_draws(step), strict=True))
+
+
+def _two_draws(step):
+    rows = Streams(3, 2, 5, step=step)
+    return normal(rows, (2, 5, 3)), uniform(rows, (2,))

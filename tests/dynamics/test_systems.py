@@ -56,6 +56,14 @@ def test_lorenz63_fixed_points_and_volume():
     assert float(torch.log(torch.linalg.det(step))) == pytest.approx(-(11 + 8 / 3) * 0.025, abs=2e-4)
 
 
+def test_lorenz63_does_not_depend_on_the_order_in_memory():
+    system = Lorenz63()
+    x = system.prior((2, 9), rng=Streams(0, 2, 9))
+    by_component = x.movedim(-1, 0).contiguous().movedim(0, -1)
+    moved = system.step(by_component, 0.0, rng=None)
+    assert torch.equal(moved, system.step(x, 0.0, rng=None)) and moved.stride() == by_component.stride()
+
+
 def test_lorenz63_flowdas_setting():
     system = Lorenz63.flowdas()
     assert system.dt == 0.025 and system.noise_std == math.sqrt(0.025)

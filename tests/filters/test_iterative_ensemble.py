@@ -5,6 +5,7 @@ import torch
 
 from assimilate.filters.check import check_filter
 from assimilate.filters.ensemble import ETKF
+from assimilate.filters.finite_size import EnKFN, size_law
 from assimilate.filters.iterative import IEnKF
 from dynamics import LinearGaussian, Lorenz63, Lorenz96, Streams
 from observations import GaussianNoise, Identity, Likelihood, Mask, Observation
@@ -12,20 +13,24 @@ from observations import GaussianNoise, Identity, Likelihood, Mask, Observation
 DOUBLE = torch.float64
 
 
-@pytest.mark.parametrize("settings", [{}, {"lag": 3}, {"lag": 2, "rotate": True}, {"iterations": 1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lag": 3}, {"lag": 2, "rotate": True}, {"iterations": 1}, {"certainty": 1.0}]
+)
 def test_contract(settings):
     check_filter(lambda d: IEnKF(d, **settings), members=400)
 
 
+@pytest.mark.parametrize("certainty", [None, 1.5])
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_one_iteration_is_the_etkf(noise):
+def test_one_iteration_is_the_etkf_and_with_certainty_the_enkf_n(noise, certainty):
     system = Lorenz96(size=8, noise_std=noise)
     likelihood = Likelihood(Mask(system.space, torch.arange(0, 8, 2)), GaussianNoise(std=1.0))
     members = system.prior((2, 10), rng=Streams(1, 2, 10), dtype=DOUBLE)
     y = 3 * torch.randn(3, 2, 1, 4, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     y[1, 0] = torch.nan
     states = []
-    for method in (ETKF(system, inflation=1.1), IEnKF(system, iterations=1, inflation=1.1)):
+    plain = ETKF(system, inflation=1.1) if certainty is None else EnKFN(system, certainty, inflation=1.1)
+    for method in (plain, IEnKF(system, iterations=1, inflation=1.1, certainty=certainty)):
         state = method.init(members)
         for k in range(3):
             state, info = method.step(state, Observation(likelihood, y[k]), 0.1 * (k + 1), rng=Streams(2, 2, 10).at(k))
@@ -47,6 +52,42 @@ def test_linear_systems_need_one_iteration_and_any_lag_gives_the_same_filter():
         found.append(method.ensemble(state)[0])
     torch.testing.assert_close(found[1], found[0], atol=1e-9, rtol=0)
     torch.testing.assert_close(found[2], found[0], atol=1e-9, rtol=0)
+
+
+def test_certainty_finds_a_stationary_point_of_the_finite_size_cost():
+    """c k log(e + |w|^2) + |d(w)|^2, differentiated through the model, where the window's first mean is u + w A."""
+    n = 4
+    system = Lorenz63(dt=0.05)
+    likelihood = Likelihood(Identity(system.space), GaussianNoise(std=1.0))
+    members = system.prior((3, 1), rng=Streams(1, 3, 1), dtype=DOUBLE)
+    members = members + torch.randn(3, n, 3, generator=torch.Generator().manual_seed(2), dtype=DOUBLE)
+
+    def ahead(x):
+        for _ in range(4):
+            x = system.step(x, 0.0, rng=None)
+        return x
+
+    forecast = ahead(members)
+    y = forecast.mean(1, keepdim=True) + 3 * torch.randn(
+        3, 1, 3, generator=torch.Generator().manual_seed(3), dtype=DOUBLE
+    )
+    method = IEnKF(system, lag=2, iterations=60, tolerance=1e-10, certainty=1.0)
+    state, _ = method.step(method.init(members), Observation(likelihood, y), 0.2, rng=Streams(4, 3, n))
+    mean = members.mean(1, keepdim=True)
+    anomalies = members - mean
+    spread = forecast - forecast.mean(1, keepdim=True)
+    e, k = size_law(torch.linalg.svdvals(torch.nn.functional.pad(spread, (0, 1))).square())
+
+    def slope(weights):
+        w = weights.detach().requires_grad_()
+        misfit = (y - ahead(mean + w @ anomalies)).square().sum()
+        cost = ((n - 1) * k * torch.log(e + w.square().sum((-2, -1)))).sum() + misfit
+        return torch.autograd.grad(cost, w)[0].norm(dim=-1)
+
+    # Three weights of four are determined: those that move the mean.
+    found = (state.path[:, :, 0].mean(1, keepdim=True) - mean) @ torch.linalg.pinv(anomalies)
+    # Slopes are differences over 1e-4 of the anomalies.
+    assert bool((slope(found) < 1e-3 * slope(torch.zeros(3, 1, n, dtype=DOUBLE))).all())
 
 
 def test_experiments_stop_by_themselves():
@@ -97,5 +138,7 @@ def test_what_it_refuses():
         IEnKF(Lorenz63(), lag=0)
     with pytest.raises(ValueError, match="tolerance 0"):
         IEnKF(Lorenz63(), tolerance=0.0)
+    with pytest.raises(ValueError, match="certainty is 0"):
+        IEnKF(Lorenz63(), certainty=0.0)
     with pytest.raises(ValueError, match="at least 2 members"):
         IEnKF(Lorenz63()).init(torch.zeros(1, 1, 3))

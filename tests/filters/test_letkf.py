@@ -134,5 +134,48 @@ def test_what_it_cannot_do():
 def test_repr_rebuilds_the_settings():
     ring = LinearGaussian.ring(4)
     said = repr(LETKF(ring, 2.0, inflation=1.1))
-    assert "inflation=1.1, prior_inflation=1.0, relaxation=0.0" in said and said.endswith("rotate=False, radius=2.0)")
+    assert "inflation=1.1, prior_inflation=1.0, relaxation=0.0" in said
+    assert said.endswith("rotate=False, radius=2.0, interpolation=1)")
     assert Identity(ring.space).positions is not None
+
+
+def test_float32_and_threads_give_the_same_analysis(monkeypatch):
+    """float32 takes the iterated root; tiles on two threads are the tiles on one."""
+    members, seen = problem()
+    exact, _ = analyse(LETKF(Still(), radius=2.0), members, seen)
+    # Tiles of a few cells, so that there is something to share.
+    monkeypatch.setattr(local, "CHUNK_NUMBERS", 5000)
+    single = Likelihood(seen.likelihood.operator, GaussianNoise(std=seen.likelihood.noise.std.float()))
+    low, _ = analyse(LETKF(Still(), radius=2.0), members.float(), Observation(single, seen.y.float()))
+    assert low.members.dtype == torch.float32
+    increments = exact.members - members
+    assert (low.members - exact.members).norm() < 2e-6 * members.norm()
+    assert (low.members - members - increments).norm() < 1e-5 * increments.norm()
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(analyse(LETKF(Still(), radius=2.0), members, seen)[0].members)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(results[0], exact.members, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("interpolation", [1, 2])
+def test_gradients_go_through_the_analysis(interpolation):
+    """By the members, in float32 and in float64, of which one iterates and the other decomposes."""
+    # More values in reach of each cell than members: eigenvalues that coincide have no gradient in float64.
+    members, seen = problem(experiments=1)
+    weights = torch.randn(members.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    y = torch.nan_to_num(seen.y)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = members.to(dtype).requires_grad_()
+        noise = GaussianNoise(std=seen.likelihood.noise.std.to(dtype))
+        observation = Observation(Likelihood(seen.likelihood.operator, noise), y.to(dtype))
+        state, _ = analyse(LETKF(Still(), radius=4.0, interpolation=interpolation), x, observation)
+        (gradient,) = torch.autograd.grad((state.members * weights.to(dtype)).sum(), x)
+        found.append(gradient.double())
+    assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()

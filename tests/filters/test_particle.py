@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from assimilate.filters.particle import BootstrapFilter, GuidedParticleFilter, propose
+from assimilate.filters import particle
+from assimilate.filters.particle import BootstrapFilter, GuidedParticleFilter, move, propose
 from assimilate.posterior.weights import log_normalize, weighted_mean, weighted_variance
 from dynamics import CapabilityError, LinearGaussian, Lorenz63, Streams
 from observations import Arctan, GaussianNoise, Likelihood, Mask, Matrix, Observation
@@ -33,6 +34,22 @@ def test_optimal_proposal_of_a_linear_operator():
     assert (shift.abs() < 5 * scale / n**0.5).all()
     assert ((torch.cov(found.members[0].T) - law).abs() / torch.outer(scale, scale) < 5 * (2 / n) ** 0.5).all()
     assert ((torch.cov(found.background[0].T) - noise).abs() < 5 * (2 / n) ** 0.5 * noise.abs().max()).all()
+
+
+def test_chunks_move_members_as_at_once(monkeypatch):
+    """Bit for bit, with the numbers of `Streams` too; as many are counted as drawn."""
+    system = Lorenz63.flowdas()
+    x = system.prior((2, 23), rng=Streams(1, 2, 23))
+    whole, cut = Streams(4, 2, 23), Streams(4, 2, 23)
+    at_once = move(system, x, 0.0, 3 * system.dt, rng=whole, method="test")
+    still = move(system, x, 0.0, system.dt, rng=None, method="test")
+    monkeypatch.setattr(particle, "CHUNK_NUMBERS", 30)
+    assert torch.equal(move(system, x, 0.0, 3 * system.dt, rng=cut, method="test"), at_once)
+    assert whole.position == cut.position and whole.position.draws == [3]
+    assert torch.equal(move(system, x, 0.0, system.dt, rng=None, method="test"), still)
+    # Mirrored members may lie in different chunks: they go at once.
+    mirrored = move(system, x[:, :22], 0.0, system.dt, rng=Streams(4, 2, 22).mirrored(), method="test")
+    assert torch.equal(mirrored, system.step(x[:, :22], 0.0, rng=Streams(4, 2, 22).mirrored()))
 
 
 def test_weights_correct_the_linearisation():

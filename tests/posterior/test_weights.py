@@ -13,7 +13,7 @@ from assimilate.posterior.weights import (
     weighted_mean,
     weighted_variance,
 )
-from dynamics.random import Streams
+from dynamics.random import Streams, uniform
 
 SCHEMES = ("systematic", "stratified", "residual")
 
@@ -54,6 +54,17 @@ def test_weighted_moments():
     log_weights = (double / double.sum(1, keepdim=True)).log()
     torch.testing.assert_close(weighted_mean(members, log_weights)[1], members[1, [2, 4]].mean(0))
     torch.testing.assert_close(weighted_variance(members, log_weights)[1], members[1, [2, 4]].var(0))
+
+
+@pytest.mark.parametrize("share", [0.5, 1e-3, 1e-6, 1e-9, 1e-12])
+def test_variance_of_two_members_does_not_depend_on_their_weights(share):
+    # W1 W2 d^2 / (1 - W1^2 - W2^2) = d^2 / 2 for any weights that sum to 1; 1 - 1/ESS has 1e-16 / share left of it.
+    log_weights = torch.tensor([[math.log1p(-share), math.log(share)]], dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        members = torch.tensor([[[300.0], [302.0]]], dtype=dtype)
+        found = float(weighted_variance(members, log_weights.to(dtype)))
+        assert found == pytest.approx(2.0, rel=1e-5 + 4e-16 / share)
+    assert float(weighted_variance(members, torch.tensor([[0.0, -math.inf]], dtype=dtype))) == 0
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -110,6 +121,21 @@ def test_a_million_float32_weights():
 def test_counts_to_ancestors():
     ancestors = counts_to_ancestors(torch.tensor([[2, 0, 1], [0, 3, 0]]))
     assert ancestors.tolist() == [[0, 0, 2], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ancestors_are_those_of_the_counts(scheme):
+    log_weights = weights(4, 70).clone()
+    log_weights[2, :50] = -math.inf
+    members = torch.arange(280.0).reshape(4, 70, 1)
+    result = resample(members, log_weights, scheme, 1.0, rng=Streams(3, 4, 70))
+    counts = resampling_counts(log_weights, scheme, rng=Streams(3, 4, 70))
+    assert result.ancestors.tolist() == [[i for i in range(70) for _ in range(row[i])] for row in counts.tolist()]
+    # As many numbers are drawn whether or not anything is resampled.
+    drawn, idle = Streams(3, 4, 70), Streams(3, 4, 70)
+    resample(members, log_weights, scheme, 1.0, rng=drawn)
+    resample(members, log_weights, scheme, 0.0, rng=idle)
+    assert torch.equal(uniform(drawn, (4,)), uniform(idle, (4,)))
 
 
 def test_only_experiments_below_the_threshold_are_resampled():

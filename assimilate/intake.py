@@ -1,0 +1,152 @@
+r"""What a run is given, brought into the one form that the cycle takes: a Dataset along the times of analyses.
+
+Instruments and tables are gathered (`assimilate.network`), times that are not those of model steps are scheduled
+(`assimilate.schedule`), and a model that has to take shorter steps is told so. A single Dataset with the schedule
+"exact" is left as it is, lazy or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import xarray as xr
+from torch import Tensor
+
+from assimilate.baselines.base import Baseline
+from assimilate.cycle import Cycle, LikelihoodOrRule, Method, space_of, with_time
+from assimilate.errors import UserError
+from assimilate.feedback import Feedback
+from assimilate.filters.base import Filter
+from assimilate.filters.substepped import Substepped
+from assimilate.inspection import Inspection
+from assimilate.network import Network, gather
+from assimilate.quality import Quality, check_names, controls_by_name, looks_at_background
+from assimilate.schedule import Schedule
+from assimilate.smoothers.base import Smoother
+from observations.instruments import Instrument
+
+Given = xr.Dataset | Instrument | Sequence[Instrument]
+"""What may be assimilated: values with a `time` dim and a likelihood, or instruments."""
+
+
+class Taken(NamedTuple):
+    """The form that the cycle takes.
+
+    Attributes:
+        method: perhaps with a model that takes shorter steps.
+        observations: with a `time` dim, the times of the analyses.
+        likelihood: of them.
+        start: time of the initial ensemble, or None.
+        inspection: checks and feedback, or None.
+    """
+
+    method: Method
+    observations: xr.Dataset
+    likelihood: LikelihoodOrRule | None
+    start: Any
+    inspection: Inspection | None
+
+
+def take_in(
+    method: Method,
+    observations: Given,
+    likelihood: LikelihoodOrRule | Literal["own"] | None,
+    *,
+    schedule: Schedule | str = "exact",
+    quality: Quality | None = None,
+    feedback: Feedback | None = None,
+    initial: xr.Dataset | Tensor | None = None,
+    start: Any = None,
+    time_unit: str = "h",
+) -> Taken:
+    """Bring what `run` is given into one form; see there for the arguments.
+
+    Raises:
+        UserError: instruments and a likelihood, or neither; a schedule, check or feedback that the method cannot have.
+    """
+    try:
+        wanted = Schedule.of(schedule)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if start is None and isinstance(initial, xr.Dataset) and "time" in initial.coords:
+        start = initial["time"] if initial["time"].ndim == 0 else initial["time"][-1]
+    if isinstance(observations, xr.Dataset):
+        if "location" in observations.dims:
+            observations = [Instrument("observations", observations)]
+        elif isinstance(likelihood, str) and observations.data_vars:
+            raise UserError("values with a time need likelihood=..., operator and noise; None assimilates nothing")
+        elif wanted.rule != "exact" and not (likelihood is None or isinstance(likelihood, str | Network)):
+            observations = [Instrument("observations", with_time(observations), likelihood)]
+            likelihood = "own"
+    if not isinstance(observations, xr.Dataset):
+        if not (likelihood is None or isinstance(likelihood, str)):
+            raise UserError("instruments bring their own likelihoods; leave out likelihood=...")
+        listed = [observations] if isinstance(observations, Instrument) else list(observations)
+        moved_by = next((h for n in ("dynamics", "prior") if (h := getattr(method, n, None)) is not None), None)
+        step = getattr(moved_by, "dt", None)
+        observations, network = gather(
+            listed,
+            space_of(method),
+            schedule=wanted,
+            start=start,
+            dt=None if step is None else float(step),
+            time_unit=time_unit,
+        )
+        likelihood = None if likelihood is None else network
+    observations = with_time(observations)
+    if wanted.divides_steps:
+        if isinstance(method, Smoother):
+            raise UserError(f'{method.name} has a grid of its own steps; use the schedule "nearest"')
+        method = cast(Method, Substepped(method)) if isinstance(method, Filter) else method
+    if isinstance(likelihood, str):
+        likelihood = None
+    if quality is None and feedback is None:
+        return Taken(method, observations, likelihood, start, None)
+    return _looked_at(method, observations, likelihood, start, quality, feedback)
+
+
+def _looked_at(
+    method: Method,
+    observations: xr.Dataset,
+    likelihood: LikelihoodOrRule | None,
+    start: Any,
+    quality: Quality | None,
+    feedback: Feedback | None,
+) -> Taken:
+    """With checks and feedback; a method that is no filter has only what needs no forecast."""
+    if likelihood is None:
+        raise UserError("quality and feedback look at observed values; this run assimilates none")
+    if isinstance(likelihood, Network):
+        names = [part.instrument.name for part in likelihood.parts]
+    else:
+        names = [str(n) for n in observations.data_vars]
+    if quality is not None:
+        check_names(quality, names)
+    if isinstance(method, Filter):
+        return Taken(method, observations, likelihood, start, Inspection(quality, feedback))
+    if feedback is not None or (quality is not None and looks_at_background(quality)):
+        kind = "baseline" if isinstance(method, Baseline) else "smoother"
+        raise UserError(f"{method.name} is a {kind}: it has no forecast; feedback and background checks need a filter")
+    assert quality is not None
+    checked = {}
+    for name, array in observations.data_vars.items():
+        for control in controls_by_name(quality, owner(name, likelihood)):
+            if control.gross is not None:
+                array = array.where((array >= control.gross[0]) & (array <= control.gross[1]))
+        checked[name] = array
+    return Taken(method, observations.assign(checked), likelihood, start, None)
+
+
+def begin_feedback(cycle: Cycle, many: bool) -> None:
+    """Empty the feedback of a run that begins, and tell it what no analysis will have."""
+    if cycle.inspection is not None and cycle.inspection.feedback is not None:
+        outside = cycle.likelihood.outside() if isinstance(cycle.likelihood, Network) else []
+        cycle.inspection.feedback.begin(cycle.space, many, outside)
+
+
+def owner(variable: Any, likelihood: LikelihoodOrRule) -> str:
+    """Name of the instrument whose values a variable holds."""
+    if isinstance(likelihood, Network):
+        return next(part.instrument.name for part in likelihood.parts if variable in part.names)
+    return str(variable)

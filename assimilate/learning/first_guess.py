@@ -1,0 +1,252 @@
+r"""A first guess of a field from its gauges: what FlowDAS starts from when it is told of gauges before it draws.
+
+    gauges now, and those of an hour ago where the storm has carried them since  (`baselines.motion`)
+    K   = ordinary kriging of both,   rho = exp(-sqrt(d^2 + depth^2) / length)
+    x_g = K + N(K, standard deviation of K, where the gauges are, how far K is off there)
+
+An old gauge lies `depth` cells away in a third dimension. Under a correlation much longer than the gaps between gauges,
+ordinary kriging depends on neither the field's mean, nor its variance, nor the length, so nothing is fitted. N is a
+small U-Net on blocks of cells, trained on simulated fields: it knows the shapes of rain (bands, edges, cores) that no
+covariance knows. It sees blocks because single cells between sparse gauges are not decided by them.
+
+The errors of the first guess are those of kriging, drawn by conditional simulation: a field, less what kriging makes of
+the same gauges in it.
+
+References:
+    Matheron (1963), Principles of geostatistics, https://doi.org/10.2113/gsecongeo.58.8.1246
+    Journel (1974), Geostatistics for conditional simulation of ore bodies,
+    https://doi.org/10.2113/gsecongeo.69.5.673
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from assimilate.baselines.motion import MotionFit, carried, field_scale
+from assimilate.memo import Memo, content
+from dynamics.random import Rng, normal
+
+CHUNK = 4_000_000
+"""How many weights are computed at a time."""
+STD_SCALE = 8.0
+"""The standard deviation of kriging is multiplied by it for the network, so that it is of order one."""
+EDGE = 4.0
+"""Carried gauges farther than so many cells outside the grid are left out."""
+
+
+class Gauges(NamedTuple):
+    """Places that say something about a field.
+
+    Attributes:
+        places: row and column, `(m, 2)`; the `now` first are at the centres of cells and of the present hour.
+        depth: distance in the third dimension, cells, `(m,)`; 0 for the present hour.
+        now: how many are of the present hour.
+    """
+
+    places: Tensor
+    depth: Tensor
+    now: int
+
+
+class Kriging(NamedTuple):
+    """Weights of ordinary kriging.
+
+    Attributes:
+        weights: `(m, cells)`, sums of 1.
+        std: `(cells,)`, of the error over that of the field, without that of the mean.
+    """
+
+    weights: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FirstGuess:
+    """Kriging in moving coordinates, corrected by a network.
+
+    Args:
+        network: a U-Net, one channel in and out and three of context. None: kriging alone.
+        block: rows and columns of a block, cells; odd.
+        length: of the correlation, cells.
+        noise: standard deviation of the observations over that of the field.
+        memory: least depth of an hour, cells: motions are never known better.
+        forgotten: a depth above which the hour before says nothing.
+        densest: share of the cells above which gauges of the hour before add nothing.
+        motion: how the motion is found.
+    """
+
+    network: nn.Module | None = field(default=None, repr=False)
+    block: int = 3
+    length: float = 40.0
+    noise: float = 0.05
+    memory: float = 6.0
+    forgotten: float = 12.0
+    densest: float = 0.05
+    motion: MotionFit = MotionFit()
+    _memo: Memo = field(default_factory=lambda: Memo(2), init=False, repr=False, compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers, for a checkpoint."""
+        names = ("block", "length", "noise", "memory", "forgotten", "densest")
+        return {name: getattr(self, name) for name in names}
+
+    def moved(self, fields: Tensor, previous: Tensor | None) -> Tensor | None:
+        """The motion of the last hour, `(7,)`; None where it is not needed or cannot be known.
+
+        Args:
+            fields: gauge values on the grid, newest first, `(hours, rows, columns)`; NaN where there is no gauge.
+            previous: the motion of the hour before.
+        """
+        grid = (fields.shape[-2], fields.shape[-1])
+        always = (~torch.isnan(fields)).all(0)
+        values = fields[:, always]
+        if len(fields) < 2 or values.shape[1] < 10 or values.shape[1] > self.densest * math.prod(grid):
+            return None
+        # Where all is dry or equal nothing moves that could be seen.
+        if not bool((values.std(1) > 1e-3).all()):
+            return None
+        return self.motion(always.nonzero(), values, grid, previous)
+
+    def gauges(self, fields: Tensor, motion: Tensor | None) -> tuple[Gauges, Tensor]:
+        """The gauges that count, and their values `(m,)`.
+
+        Args:
+            fields: see `moved`.
+            motion: of the last hour; None leaves out the hour before.
+        """
+        seen = ~torch.isnan(fields[0])
+        places, values = seen.nonzero().to(fields.dtype), fields[0][seen]
+        depth, now = torch.zeros_like(values), len(places)
+        if motion is None or len(fields) < 2 or float(motion[6].exp()) > self.forgotten:
+            return Gauges(places, depth, now), values
+        before = ~torch.isnan(fields[1])
+        came = carried(motion[None].to(places), before.nonzero().to(fields.dtype))[0]
+        size = came.new_tensor(fields.shape[-2:])
+        near = ((came > -EDGE) & (came < size + EDGE)).all(1)
+        came, old = came[near], fields[1][before][near]
+        farther = torch.full_like(old, max(float(motion[6].exp()), self.memory))
+        return (
+            Gauges(torch.cat([places, came]), torch.cat([depth, farther]), now),
+            torch.cat([values, old]),
+        )
+
+    def kriging(self, gauges: Gauges, grid: tuple[int, int]) -> Kriging:
+        """Weights for all cells in C order; kept for as long as the gauges stay."""
+        if len(gauges.places) > gauges.now:
+            return self._kriging(gauges, grid)
+        key = (content(gauges.places), grid)
+        return self._memo.get(key, lambda: self._kriging(gauges, grid))
+
+    def _kriging(self, gauges: Gauges, grid: tuple[int, int]) -> Kriging:
+        places, depth = gauges.places, gauges.depth
+        square = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").square()
+        matrix = torch.exp(-torch.sqrt(square + (depth[:, None] - depth).square()) / self.length).double()
+        factor = torch.linalg.cholesky(matrix + self.noise**2 * torch.eye(len(places)).to(matrix)).to(places)
+        one = torch.cholesky_solve(torch.ones_like(places[:, :1]), factor)
+        axes = [torch.arange(n, device=places.device, dtype=places.dtype) for n in grid]
+        cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+        weights, stds = [], []
+        for part in cells.split(max(1, CHUNK // len(places))):
+            square = torch.cdist(places, part, compute_mode="donot_use_mm_for_euclid_dist").square()
+            cross = torch.exp(-torch.sqrt(square + depth[:, None].square()) / self.length)
+            simple = torch.cholesky_solve(cross, factor)
+            stds.append((1.0 - (cross * simple).sum(0)).clamp_min(0.0).sqrt())
+            weights.append(simple + one / one.sum() * (1.0 - simple.sum(0)))
+        return Kriging(torch.cat(weights, 1), torch.cat(stds))
+
+    def mean(self, gauges: Gauges, values: Tensor, grid: tuple[int, int], kriging: Kriging | None = None) -> Tensor:
+        """The first guess, `(n, 1, rows, columns)`.
+
+        Args:
+            gauges: the places.
+            values: `(n, m)`.
+            grid: rows and columns.
+            kriging: of these gauges, if known already.
+        """
+        weights, std = kriging or self.kriging(gauges, grid)
+        kriged = (values @ weights).reshape(-1, 1, *grid)
+        if self.network is None:
+            return kriged
+        with torch.no_grad():
+            blocks, told = self.told(gauges, values, kriged, std)
+            return kriged + self.spread(self.network(blocks, blocks.new_zeros(len(blocks)), told), grid)
+
+    def told(self, gauges: Gauges, values: Tensor, kriged: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees on blocks: kriging, `(n, 1, rows, columns)`, and three channels of context.
+
+        Args:
+            gauges: the places.
+            values: `(n, m)`.
+            kriged: `(n, 1, rows, columns)` on cells.
+            std: of kriging, `(cells,)`.
+        """
+        size, middle, grid = self.block, self.block // 2, kriged.shape[-2:]
+        rows, columns = (n // size for n in grid)
+        centres = (..., slice(middle, rows * size, size), slice(middle, columns * size, size))
+        blocks = kriged[centres]
+        here = (gauges.places[: gauges.now] / size).long()
+        block = here[:, 0].clamp_max(rows - 1) * columns + here[:, 1].clamp_max(columns - 1)
+        count = torch.zeros_like(std[: rows * columns]).index_add(0, block, torch.ones_like(values[0, : gauges.now]))
+        off = values[:, : gauges.now] - blocks.flatten(1)[:, block]
+        off = torch.zeros_like(blocks.flatten(1)).index_add(1, block, off) / count.clamp_min(1.0)
+        shared = torch.stack([STD_SCALE * std.reshape(grid)[centres], count.clamp_max(1.0).reshape(rows, columns)])
+        return blocks, torch.cat([shared.expand(len(values), -1, -1, -1), off.reshape(blocks.shape)], 1)
+
+    def spread(self, blocks: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A field on blocks as one on cells: linear between the centres, continued where no whole block is left."""
+        fine = functional.interpolate(blocks, scale_factor=float(self.block), mode="bilinear", align_corners=False)
+        missing = (0, grid[1] - fine.shape[-1], 0, grid[0] - fine.shape[-2])
+        return functional.pad(fine, missing, mode="replicate")
+
+    def errors(self, gauges: Gauges, values: Tensor, grid: tuple[int, int], white: Draws, kriging: Kriging) -> Tensor:
+        """Draws of the first guess' errors, `(members, 1, rows, columns)`.
+
+        Args:
+            gauges: the places.
+            values: `(m,)`; they give the scale.
+            grid: rows and columns.
+            white: normal numbers, see `draws`.
+            kriging: of these gauges.
+        """
+        torus = white.field.shape[-2:]
+        gaps = [torch.minimum(torch.arange(n), n - torch.arange(n)).to(white.field) for n in torus]
+        table = torch.exp(-torch.sqrt(gaps[0][:, None] ** 2 + gaps[1] ** 2) / self.length)
+        spectrum = torch.fft.rfft2(table).real.clamp_min(0.0)
+        fields = torch.fft.irfft2(torch.fft.rfft2(white.field) * spectrum.sqrt(), s=torus)
+        fields = fields[..., : grid[0], : grid[1]]
+        ends = gauges.places.new_tensor(grid) - 1
+        points = (2.0 * gauges.places / ends - 1.0).flip(-1)[None, None].expand(len(fields), -1, -1, -1)
+        seen = functional.grid_sample(fields[:, None], points, padding_mode="border", align_corners=True)[:, 0, 0]
+        # An old gauge saw a pattern that has changed since by as much as the field changes over its depth.
+        variance = self.noise**2 + 2.0 * (1.0 - torch.exp(-gauges.depth / self.length))
+        seen = seen + variance.sqrt() * white.gauges[:, : len(gauges.places)]
+        error = fields - (seen @ kriging.weights).reshape(fields.shape)
+        present = slice(0, gauges.now)
+        scale = field_scale(gauges.places[present], values[None, present], self.length, self.noise)
+        return (scale * error).unsqueeze(1)
+
+
+class Draws(NamedTuple):
+    """Normal numbers for `FirstGuess.errors`.
+
+    Attributes:
+        field: `(..., members, 2 rows, 2 columns)`.
+        gauges: `(..., members, most)`.
+    """
+
+    field: Tensor
+    gauges: Tensor
+
+
+def draws(rng: Rng, shape: tuple[int, int], grid: tuple[int, int], most: int, like: Tensor) -> Draws:
+    """Normal numbers for every experiment and member of `shape`, for at most `most` gauges."""
+    options = {"dtype": like.dtype, "device": like.device}
+    torus = (2 * grid[0], 2 * grid[1])
+    return Draws(normal(rng, (*shape, *torus), **options), normal(rng, (*shape, most), **options))

@@ -1,0 +1,108 @@
+"""First guesses: kriging is exact, blocks fit, errors are those of kriging, and a short training helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assimilate.baselines.motion import field_scale
+from assimilate.learning.first_guess import Draws, FirstGuess, Gauges, draws
+from assimilate.learning.first_guess_fit import FirstGuessFit, fit_first_guess, random_gauges
+from assimilate.learning.fit import FitSettings
+from dynamics.random import Streams
+
+GRID = (40, 32)
+
+
+def gauges(count: int = 60, depth: float = 0.0, seed: int = 0) -> Gauges:
+    rng = torch.Generator().manual_seed(seed)
+    index = torch.randperm(GRID[0] * GRID[1], generator=rng)[:count]
+    places = torch.stack([index // GRID[1], index % GRID[1]], 1).float()
+    now = count if depth == 0 else count // 2
+    depths = torch.zeros(count)
+    depths[now:] = depth
+    return Gauges(places, depths, now)
+
+
+def test_kriging_weights_are_those_of_the_textbook_system():
+    guess, g = FirstGuess(length=20.0, noise=0.1), gauges(12, depth=5.0)
+    weights, _ = guess.kriging(g, GRID)
+    at = torch.cat([g.places, g.depth[:, None]], 1).double()
+    matrix = torch.zeros(13, 13, dtype=torch.float64)
+    matrix[:12, :12] = torch.exp(-torch.cdist(at, at) / 20) + 0.01 * torch.eye(12)
+    matrix[12, :12] = matrix[:12, 12] = 1
+    cell = torch.tensor([[7.0, 9.0, 0.0]], dtype=torch.float64)
+    right = torch.cat([torch.exp(-torch.cdist(at, cell) / 20), torch.ones(1, 1)])
+    exact = torch.linalg.solve(matrix, right)[:12, 0]
+    torch.testing.assert_close(weights[:, 7 * 32 + 9].double(), exact, rtol=0, atol=1e-5)
+
+
+def test_errors_are_those_of_kriging():
+    grid, members, count = (80, 72), 200, 150
+    guess, rng = FirstGuess(), torch.Generator().manual_seed(0)
+    index = torch.randperm(80 * 72, generator=rng)[:count]
+    places = torch.stack([index // 72, index % 72], 1).float()
+    g = Gauges(places, torch.zeros(count), count)
+    kriging = guess.kriging(g, grid)
+    white = draws(Streams(1, 1, members), (1, members), grid, count, torch.zeros(()))
+    values = 2.0 * torch.randn(count, generator=rng)
+    errors = guess.errors(g, values, grid, Draws(white.field[0], white.gauges[0]), kriging)
+    scale = float(field_scale(places, values[None], guess.length, guess.noise)[0])
+    # 200 draws know a variance to 10 % in a cell, and to 1 % over the grid; that of the unknown mean, not in `std`,
+    # and the clipped spectrum add some per cent.
+    ratio = errors.square().mean() / (scale * kriging.std).square().mean()
+    assert float(ratio) == pytest.approx(1.04, abs=0.05)
+    # Members err by noise alone at the gauges.
+    at = errors.flatten(1)[:, index]
+    assert float(at.std()) < 3 * scale * guess.noise
+
+
+def test_the_network_sees_blocks_and_its_zeros_change_nothing():
+    from assimilate.learning.networks import sized_network
+
+    network = sized_network("unet", {"widths": (8, 16)}, 1, 1, context=3, noise=True)
+    guess, g = FirstGuess(network), gauges(50)
+    values = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
+    plain = FirstGuess().mean(g, values, GRID)
+    # The last convolution of a new network is zero.
+    torch.testing.assert_close(guess.mean(g, values, GRID), plain)
+    blocks, told = guess.told(g, values, plain, guess.kriging(g, GRID).std)
+    assert blocks.shape == (2, 1, 13, 10) and told.shape == (2, 3, 13, 10)
+    assert torch.equal(blocks, plain[..., 1:39:3, 1:30:3])
+    assert float(told[0, 1].sum()) == len({(int(y) // 3, min(int(x) // 3, 9)) for y, x in g.places.clamp_max(38)})
+    ramp = torch.arange(13.0)[:, None].expand(13, 10)[None, None]
+    fine = guess.spread(ramp, GRID)
+    assert fine.shape == (1, 1, *GRID)
+    torch.testing.assert_close(fine[..., 1:39:3, 1:30:3], ramp, rtol=0, atol=1e-5)
+    assert torch.equal(fine[..., 39:, :], fine[..., 38:39, :])
+
+
+def test_gauges_of_the_hour_before_come_along_or_are_left_out():
+    guess = FirstGuess()
+    fields = torch.full((2, *GRID), torch.nan)
+    fields[:, 10, 10], fields[:, 39, 31] = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    motion = torch.tensor([6.0, 0.0, 20.0, 16.0, 0.0, 2.0, 1.0])
+    found, values = guess.gauges(fields, motion)
+    assert values.tolist() == [1.0, 3.0, 2.0] and found.now == 2
+    assert found.places[2].tolist() == [16.0, 10.0] and float(found.depth[2]) == guess.memory
+    motion[6] = 5.0
+    assert guess.gauges(fields, motion)[1].tolist() == [1.0, 3.0]
+    assert guess.moved(fields, None) is None
+
+
+def test_a_short_training_learns_what_kriging_cannot_know():
+    rng = torch.Generator().manual_seed(0)
+    # Rain of exactly 2 or none: between gauges that differ kriging lies between, and the gauges say which it is.
+    waves = torch.fft.rfft2(torch.randn(160, 1, *GRID, generator=rng))
+    squared = torch.fft.fftfreq(40)[:, None] ** 2 + torch.fft.rfftfreq(32)[None] ** 2
+    fields = 2.0 * (torch.fft.irfft2(waves * torch.exp(-squared * 400.0), s=GRID) > 0).float()
+    settings = FirstGuessFit(
+        sparse=(0.1, 0.12), middle=(0.1, 0.12), dense=(0.1, 0.12), old=0.0, network={"widths": (16, 24)},
+        training=FitSettings(steps=250, batch=16, learning_rate=1e-2, warmup=10, ema=0.95, held_out_batch=16),
+    )  # fmt: skip
+    guess, record = fit_first_guess(fields[:128], fields[128:], settings)
+    g, _ = random_gauges(GRID, settings, torch.Generator().manual_seed(12))
+    values = fields[128:, 0][:, g.places[:, 0].long(), g.places[:, 1].long()]
+    errors = [(m.mean(g, values, GRID) - fields[128:]).square().mean((1, 2, 3)) for m in (guess, FirstGuess())]
+    assert float((errors[0].mean() / errors[1].mean()).sqrt()) < 0.97
+    assert record["steps"] == 250
