@@ -6,11 +6,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from assimilate import registry
+from assimilate.card_instruments import quality_of
 from assimilate.cards import Card, Method
 from assimilate.cycle import values_of
 from assimilate.errors import CardError, UserError, suggestion
@@ -18,6 +20,7 @@ from assimilate.experiment import child_seed
 from assimilate.network import Network
 from assimilate.posterior.windows import WindowPrior
 from assimilate.problem import Problem
+from assimilate.quality import controls_of
 from assimilate.sources import located
 from dynamics.base import Dynamics
 from dynamics.random import Rng, Streams
@@ -107,8 +110,21 @@ def observation_list(problem: Problem) -> list[Observation]:
 
 
 def _observation(problem: Problem, now: xr.Dataset) -> Observation:
-    likelihood = problem.likelihood(now) if isinstance(problem.likelihood, Network) else problem.likelihood
-    return Observation(likelihood, values_of(now, likelihood, problem.experiments).float())
+    """What is seen at one time, without values outside the card's gross limits: no fit should follow those."""
+    network = problem.likelihood if isinstance(problem.likelihood, Network) else None
+    likelihood = problem.likelihood if network is None else network(now)
+    y = values_of(now, likelihood, problem.experiments).float()
+    quality = quality_of(problem.card)
+    if quality is None:
+        return Observation(likelihood, y)
+    size = likelihood.operator.obs_size
+    names = np.full(size, "") if network is None else network.rows(now).instrument
+    flat = y.reshape(-1, size).clone()
+    for here, control in controls_of(quality, names):
+        if control.gross is not None:
+            wrong = torch.from_numpy(here) & ((flat < control.gross[0]) | (flat > control.gross[1]))
+            flat.masked_fill_(wrong, torch.nan)
+    return Observation(likelihood, flat.reshape(y.shape))
 
 
 def on_grid(dynamics: Any, space: Space, where: str) -> Any:

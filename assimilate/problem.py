@@ -265,6 +265,9 @@ def _gathered(
         moved_by = (transition_of(entry, f"method[{k}]", folder) for k, entry in enumerate(card.method))
         dynamics = next((m for m in moved_by if m is not None), None)
     dt = None if dynamics is None else float(dynamics.dt)
+    if truth is not None and card.truth.data is not None and card.observations.schedule == "nearest":
+        start, spacing = _on_axis(truth["time"], start, card.truth.time_unit)
+        dt = spacing if dt is None else dt
     found = gathered(card, instruments, space, start=start, dt=dt, seed=seed)
     observations = on_truth(found.observations, truth)
     network = replace(found.network, times=observations["time"].values)
@@ -272,6 +275,23 @@ def _gathered(
     if found.withheld is None:
         return made, None
     return made, Examiners(on_truth(found.withheld[0], truth), found.withheld[1])
+
+
+def _on_axis(times: xr.DataArray, start: Any, unit: str) -> tuple[Any, float]:
+    """The time of the truth at or before the start, and the spacing of its times: analyses are made where it has them.
+
+    Raises:
+        DataError: times that are not evenly spaced.
+    """
+    numbers = Clock.of(times, unit).numbers(times)
+    gaps = np.diff(numbers)
+    if gaps.size == 0 or not np.allclose(gaps, gaps[0], rtol=1e-6):
+        raise DataError(
+            'observations.schedule = "nearest": the times of the truth are not evenly spaced; use "exact", or '
+            '"window" with the analyses you want'
+        )
+    place = int(np.searchsorted(times.values, np.asarray(start), side="right")) - 1
+    return times[max(place, 0)], float(gaps[0])
 
 
 def _noise(noise: Any) -> Any:

@@ -7,8 +7,8 @@ A smooth random field (Gaussian correlation of standard deviation 10 cells, unit
 sides, 10 % of the cells observed with errors of 0.3, Gaspari-Cohn support 16 cells. Printed are the least process CPU
 time and wall time of several analyses with the same places, those of the first one (which finds the neighbours), the
 peak memory of the process so far, and the CPU time over that of nothing but `torch.linalg.eigh` of all N x N matrices
-in float64 on one thread, timed in the same run. The error of the weight interpolation is the root-mean-square difference from the
-analysis without it, of means and of members, over the spread of that analysis.
+in float64 on one thread, timed in the same run. The error of the weight interpolation is the root-mean-square
+difference from the analysis without it, of means and of members, over the spread of that analysis.
 """
 
 from __future__ import annotations

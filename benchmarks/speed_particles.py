@@ -5,7 +5,8 @@
 
 Process CPU time, the least of several repeats, so that other work on the machine disturbs little. "always" resamples
 at every step, "half" when the effective sample size is at most N/2, "never" shows what remains. Random numbers come
-from a generator, or from `Streams`, whose numbers belong to the row (what `assimilate.run` uses).
+from a generator, or from `Streams`, whose numbers belong to the row (what `assimilate.run` uses). With a generator at
+most 70 ms ("always") and 50 ms ("half") are asked for; the library `particles` takes 332.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from observations.noise import GaussianNoise
 from observations.sampling import random_mask
 
 STORMS = RainStorms(ny=60, nx=51)
-LIKELIHOOD = Likelihood(random_mask(STORMS.space, 0.03, 5), GaussianNoise(0.05))
+LIKELIHOOD = Likelihood(random_mask(STORMS.space, 0.04, 5), GaussianNoise(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def rain():
 
 @pytest.fixture(scope="module")
 def truth():
-    """Four storms of two hours, `(storm, hour, 1, rows, columns)`."""
-    return STORMS.storms((4,), 2, rng=torch.Generator().manual_seed(31))
+    """Six storms of two hours, `(storm, hour, 1, rows, columns)`."""
+    return STORMS.storms((6,), 2, rng=torch.Generator().manual_seed(31))
 
 
 def run(filter_, y, members=8, rows=slice(None)):
@@ -53,7 +53,7 @@ def test_sparse_gauges_are_assimilated_better_than_by_optimal_interpolation(rain
     state = run(GaugeFlowDAS.gauges(rain, start=0.4), y)
     ours = (state.members.mean(1) - truth[:, 1]).square().mean((1, 2, 3))
     kriging = []
-    for row in range(4):
+    for row in range(6):
         seen = [Observation(LIKELIHOOD, y[row, hour][None, None]) for hour in range(2)]
         fitted = OptimalInterpolation.fit(seen, STORMS.space)
         kriging.append(
