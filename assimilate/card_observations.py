@@ -5,7 +5,7 @@ Every key is a field below; its docstring says what it means. See `assimilate.ca
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,7 +58,7 @@ class Observations(Table):
 
     operator: Component | None = None
     """What one measurement sees of the state; default: the values of grid cells themselves."""
-    noise: float | Component = Field(default=0.0, ge=0.0)
+    noise: Annotated[float, Field(ge=0.0)] | Component = 0.0
     """Standard deviation in Space units (log(1 + mm) for transformed rain), or a noise with settings."""
     every: int = Field(1, ge=1)
     """Cycles between two observation times."""
@@ -106,7 +106,7 @@ class Instrument(Table):
     """What `data` holds, see `observations.layout`."""
     variable: str | None = None
     """The column or variable with the values; default: "value" of a table, the only one of a grid."""
-    noise: float | Component | None = None
+    noise: Annotated[float, Field(ge=0.0)] | Component | None = None
     """Standard deviation of its errors, Space units, or a noise with settings (grids); a table's own come first."""
     operator: Component | None = None
     """Of a grid: what a measurement sees of the state; default: the values of its cells."""

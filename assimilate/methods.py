@@ -111,14 +111,14 @@ def observation_list(problem: Problem) -> list[Observation]:
 
 def _observation(problem: Problem, now: xr.Dataset) -> Observation:
     """What is seen at one time, without values outside the card's gross limits: no fit should follow those."""
-    network = problem.likelihood if isinstance(problem.likelihood, Network) else None
-    likelihood = problem.likelihood if network is None else network(now)
+    rule = problem.likelihood
+    likelihood = rule(now) if isinstance(rule, Network) else rule
     y = values_of(now, likelihood, problem.experiments).float()
     quality = quality_of(problem.card)
     if quality is None:
         return Observation(likelihood, y)
     size = likelihood.operator.obs_size
-    names = np.full(size, "") if network is None else network.rows(now).instrument
+    names = rule.rows(now).instrument if isinstance(rule, Network) else np.full(size, "")
     flat = y.reshape(-1, size).clone()
     for here, control in controls_of(quality, names):
         if control.gross is not None:

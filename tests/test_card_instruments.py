@@ -143,3 +143,24 @@ def test_mistakes_are_one_line(folder, text, message, capsys):
     captured = capsys.readouterr().err
     assert code == 2 and captured.count("\n") == 1 and message in captured, captured
     assert not out.exists()
+
+
+def test_methods_without_a_model_use_the_times_of_the_truth_and_fits_ignore_gross_errors(folder):
+    """A value of 80 among a state of size 4 would make the fitted variance one of errors."""
+    seen = '[observations]\nlayout = "table"\ndata = "wild.csv"\nvariable = "x"\nschedule = "nearest"\nnoise = 0.5\n'
+    fitted = '[[method]]\ntype = "OptimalInterpolation"\npreset = "fit"\n'
+    code, out = ran(folder, HEAD + TRUTH + seen + "[quality]\ngross = [-30.0, 40.0]\n" + fitted, "gross")
+    assert code == 0
+    group = xr.open_dataset(out / "result.nc", group="optimal_interpolation")
+    truth = xr.open_dataset(folder / "truth.nc")
+    assert np.isin(group["time"].values, truth["time"].values).all()
+    # Eight values on a ring of 20 sites leave most of the climate's 3.6 unknown, not more than all of it.
+    assert score(out, "rmse", "optimal interpolation") < 3.6
+
+
+def test_a_noise_with_settings(folder):
+    seen = '[observations]\nfraction = 0.5\nnoise = { type = "StudentT", scale = 0.3, degrees = 4.0 }\n'
+    particle = '[[method]]\ntype = "BootstrapFilter"\nmembers = 10\ndynamics = { type = "Lorenz96", size = 20 }\n'
+    text = HEAD + TRUTH + 'time = ["0", "0.2"]\n' + seen + START + particle
+    code, out = ran(folder, text, "noise")
+    assert code == 0 and np.isfinite(score(out, "rmse", "bootstrap filter"))

@@ -108,9 +108,10 @@ def _maximum_likelihood(groups: Sequence[PointValues], kernel: Kernel) -> Kernel
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=_start(groups)[1], options={"ftol": 1e-8})
     nearest = min(float(group.distance[group.distance > 0].min()) for group in groups)
     if np.exp(found.x[1]) < nearest / 2:
+        rougher = "look for wrong values" if kernel == "exponential" else "use 'exponential'"
         raise ValueError(
             f"with the kernel {kernel!r} the likelihood prefers a field without correlation between the nearest places "
-            f"({nearest:.3g} apart): the field is rougher than the kernel. Use 'exponential', or method='variogram'"
+            f"({nearest:.3g} apart): the field is rougher than the kernel, {rougher}, or take method='variogram'"
         )
     with torch.no_grad():
         mean = _profile(groups, torch.from_numpy(found.x), kernel)[1]

@@ -15,7 +15,6 @@ import torch
 import xarray as xr
 
 from assimilate.experiment import child_seed
-from assimilate.filters.base import Filter
 from dynamics.base import Dynamics, simulate
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
@@ -27,7 +26,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         label: of the table.
-        ours: our filter.
+        ours: our `Filter`.
         members: N.
         peer: "dapper", "particles" or "filterpy".
         theirs: the peer's name of the method under "method", and its settings.
@@ -35,7 +34,7 @@ class Comparison(NamedTuple):
     """
 
     label: str
-    ours: Filter[Any]
+    ours: Any
     members: int
     peer: str
     theirs: Mapping[str, Any]

@@ -59,8 +59,8 @@ def test_sparse_gauges_are_assimilated_better_than_by_optimal_interpolation(rain
         kriging.append(
             (fitted.estimate(seen[1], 1.0).mean.reshape(truth[row, 1].shape) - truth[row, 1]).square().mean()
         )
-    ratio = (ours / torch.stack(kriging)).sqrt()
-    assert float(ratio.mean()) < 0.98
+    # Pooled: of six storms one is dry but for a few cells, where a ratio says nothing.
+    assert float((ours.sum() / torch.stack(kriging).sum()).sqrt()) < 0.97
     spread = (state.members.var(1).mean() * 9 / 8 / ours.mean()).sqrt()
     assert 0.7 < float(spread) < 1.4
     assert float(state.members.min()) >= 0

