@@ -21,10 +21,10 @@ from assimilate import registry
 from assimilate.card_observations import Instrument as Entry
 from assimilate.card_observations import Observations, Quality
 from assimilate.cards import Card
-from assimilate.clock import Clock
+from assimilate.engine.clock import Clock
+from assimilate.engine.flags import WITHHELD
+from assimilate.engine.network import Network, gather
 from assimilate.errors import CardError, DataError, UserError
-from assimilate.flags import WITHHELD
-from assimilate.network import Network, gather
 from assimilate.quality import QualityControl
 from assimilate.schedule import Schedule
 from assimilate.sources import located, open_grid, transform_of, transformed

@@ -25,8 +25,8 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
+from assimilate.engine.flags import BACKGROUND, GROSS, NAMES, REJECTED, USED
 from assimilate.errors import UserError
-from assimilate.flags import BACKGROUND, GROSS, NAMES, REJECTED, USED
 
 GROUPS = ("instrument", "variable", "analysis_time")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from assimilate.cycle import Method
+from assimilate.engine.cycle import Method
 from assimilate.errors import UserError
 from assimilate.runner import run
 from dynamics.base import Dynamics, simulate

@@ -7,7 +7,7 @@ r"""Feedback: every observed value beside what the method made of it, as a table
 One row a value, `(location)`, or `(experiment, location)` where there are several experiments; coords are those of
 `observations.tables`, and `analysis_time`, the time of the analysis that used the row. Means and deviations are over
 the members, of H(x) in units of the observed values; the deviation of the noise is not in them. Rows without an
-analysis (outside the grid, in no window) come last. `assimilate.flags` says what the flags mean.
+analysis (outside the grid, in no window) come last. `assimilate.engine.flags` says what the flags mean.
 
 The background of a method that makes no forecast (FlowDAS) is NaN, unless a background check makes one.
 """
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from assimilate.flags import MISSING, NAMES, OUTSIDE
+from assimilate.engine.flags import MISSING, NAMES, OUTSIDE
 from dynamics.space import Space
 
 if TYPE_CHECKING:
-    from assimilate.network import Rows
+    from assimilate.engine.network import Rows
 
 COLUMNS = ("background_mean", "background_std", "analysis_mean", "analysis_std")
 _LABELS = {

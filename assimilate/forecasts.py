@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.clock import Clock
-from assimilate.cycle import with_time
 from assimilate.devices import find_device
+from assimilate.engine.clock import Clock
+from assimilate.engine.cycle import with_time
 from assimilate.errors import UserError
 from assimilate.verification import Scoring, scores, statistics
 from dynamics.base import Dynamics, advance

@@ -11,9 +11,9 @@ import xarray as xr
 
 from assimilate.card_instruments import quality_of
 from assimilate.diagnosis import innovation_scores
+from assimilate.engine.results import moment_space
 from assimilate.missing import blanked, filled, gone_of, present
 from assimilate.reference import DISTANCES
-from assimilate.results import moment_space
 from assimilate.spectra import flow_of, pooled_spectra
 from assimilate.verification import Estimated, compare, diverged, own_scores, rank_histogram, scores, series, statistics
 

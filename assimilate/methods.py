@@ -14,10 +14,10 @@ from torch import Tensor
 from assimilate import registry
 from assimilate.card_instruments import quality_of
 from assimilate.cards import Card, Method
-from assimilate.cycle import values_of
+from assimilate.engine.cycle import values_of
+from assimilate.engine.network import Network
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
-from assimilate.network import Network
 from assimilate.posterior.windows import WindowPrior
 from assimilate.problem import Problem
 from assimilate.quality import controls_of

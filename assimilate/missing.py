@@ -1,8 +1,8 @@
 """Experiments that diverged, in the scores: left out of them, and counted.
 
-A result that names them (`diverged_at`, see `assimilate.divergence`) is NaN from then on. Its statistics are NaN there
-too, and an experiment with such a time is in no score: the mean over the others says what the method does where it
-works, `diverged` how often it does not. NaN that no record explains stays an error.
+A result that names them (`diverged_at`, see `assimilate.engine.divergence`) is NaN from then on. Its statistics are NaN
+there too, and an experiment with such a time is in no score: the mean over the others says what the method does where
+it works, `diverged` how often it does not. NaN that no record explains stays an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.results import moment_space
+from assimilate.engine.results import moment_space
 from dynamics.space import Space
 
 

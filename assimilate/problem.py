@@ -17,11 +17,11 @@ import xarray as xr
 from assimilate import registry
 from assimilate.card_instruments import entries_of, first_time, gathered, on_truth, open_instruments, quality_of
 from assimilate.cards import Card
-from assimilate.clock import Clock
+from assimilate.engine.clock import Clock
+from assimilate.engine.network import Network
 from assimilate.errors import CardError, DataError
 from assimilate.experiment import child_seed
 from assimilate.filters.base import Filter
-from assimilate.network import Network
 from assimilate.quality import Quality, QualityControl
 from assimilate.sources import open_grid, open_stations, open_truth, places_of, transform_of
 from assimilate.verification import Scoring

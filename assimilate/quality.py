@@ -4,8 +4,9 @@ r"""Quality control: values that cannot be right are not assimilated, and are fl
     background check    |y - <H(x_b)>| > k sqrt(R + var H(x_b)),      x_b the forecast members
 
 Each value and each experiment is judged alone. A rejected value is NaN for the method and keeps its flag in feedback
-(`assimilate.flags`). With k = 3 a Gaussian system with the right R and spread loses 0.3 % of its good values; k = 4
-loses 0.006 %. A filter that has lost the truth rejects what would bring it back: look at the number that is rejected.
+(`assimilate.engine.flags`). With k = 3 a Gaussian system with the right R and spread loses 0.3 % of its good values;
+k = 4 loses 0.006 %. A filter that has lost the truth rejects what would bring it back: look at the number that is
+rejected.
 
 References:
     Ingleby, Lorenc (1993), Bayesian quality control using multivariate normal distributions,
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assimilate.engine.flags import BACKGROUND, GROSS, UNDECIDED
 from assimilate.errors import UserError, suggestion
-from assimilate.flags import BACKGROUND, GROSS, UNDECIDED
 
 
 @dataclass(frozen=True)

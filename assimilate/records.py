@@ -14,10 +14,10 @@ import xarray as xr
 
 from assimilate.cards import Card
 from assimilate.devices import device_in_words
+from assimilate.engine.network import Network
+from assimilate.engine.results import working_units
 from assimilate.judging import Judge
-from assimilate.network import Network
 from assimilate.problem import Problem
-from assimilate.results import working_units
 from assimilate.verification import units_of
 
 

@@ -23,8 +23,8 @@ import torch
 import xarray as xr
 
 from assimilate.cards import Scores
+from assimilate.engine.results import moment_space
 from assimilate.errors import UserError
-from assimilate.results import moment_space
 from dynamics.space import Space
 
 DISTANCES = ("mean_distance", "spread_ratio", "rank_distance")

@@ -6,12 +6,12 @@
     analysis = analyses.send(observations_of_now)
 
 Both give the same numbers: analysis k draws from `Streams(seed, E, N).at(k)`. Observations may be dask-backed and
-larger than memory; they are read one chunk of times at a time. What a result looks like: `assimilate.results`.
+larger than memory; they are read one chunk of times at a time. What a result looks like: `assimilate.engine.results`.
 
     run(..., out="analysis.nc", resume=True)
 
-writes the result to a file and, whenever it was killed, goes on from its last checkpoint: `assimilate.restart`. An
-experiment that diverges is recorded and the others go on: `assimilate.divergence`.
+writes the result to a file and, whenever it was killed, goes on from its last checkpoint: `assimilate.engine.restart`.
+An experiment that diverges is recorded and the others go on: `assimilate.engine.divergence`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assimilate import cycle as engine
-from assimilate.analyses import analyse
-from assimilate.clock import Clock
-from assimilate.cycle import Cycle, LikelihoodOrRule, Method
-from assimilate.delivery import Delivery, opened
 from assimilate.devices import device_in_words, find_device
-from assimilate.divergence import OnDivergence, Running, recorded
+from assimilate.engine import cycle as engine
+from assimilate.engine.analyses import analyse
+from assimilate.engine.clock import Clock
+from assimilate.engine.cycle import Cycle, LikelihoodOrRule, Method
+from assimilate.engine.delivery import Delivery, opened
+from assimilate.engine.divergence import OnDivergence, Running, recorded
+from assimilate.engine.fingerprints import chained, digest, fixed_part, hash_of, mark, marks_of_all, to_text
+from assimilate.engine.inspection import Inspection
+from assimilate.engine.intake import Given, begin_feedback, take_in
+from assimilate.engine.restart import PARTS, Journal, Reached
+from assimilate.engine.results import to_dataset
 from assimilate.errors import UserError
 from assimilate.feedback import Feedback
 from assimilate.filters.base import Filter
-from assimilate.fingerprints import chained, digest, fixed_part, hash_of, mark, marks_of_all, to_text
-from assimilate.inspection import Inspection
-from assimilate.intake import Given, begin_feedback, take_in
 from assimilate.quality import Quality
-from assimilate.restart import PARTS, Journal, Reached
-from assimilate.results import to_dataset
 from assimilate.schedule import Schedule
 from assimilate.smoothers.base import Smoother
 from dynamics.random import Streams
@@ -128,15 +128,15 @@ def run(
         feedback: is filled with every observed value, its flag and its counterparts; filters only; in memory, so that a
             run that uses it cannot be resumed. See `assimilate.feedback`.
         out: netCDF file (.nc) or Zarr store (.zarr) for the result, which is then opened lazily. It appears when it is
-            whole; until then what is finished lies in a folder beside it, see `assimilate.restart`.
+            whole; until then what is finished lies in a folder beside it, see `assimilate.engine.restart`.
         resume: go on with the unfinished run in that folder, bit for bit as if it had never stopped; begin where there
             is none; return the file where it is finished. Observations may have grown by later times meanwhile.
         overwrite: remove what is at `out` and begin anew.
         checkpoint_every: analyses between two checkpoints; default: one minute (and after each part of 64 MiB).
 
     Returns:
-        The analysis; see `assimilate.results`. Attributes: method, seed, members, seconds, device, version; with `out`
-        also `fingerprint`, the marks by which a run is known again.
+        The analysis; see `assimilate.engine.results`. Attributes: method, seed, members, seconds, device, version; with
+        `out` also `fingerprint`, the marks by which a run is known again.
 
     Raises:
         UserError: the observations do not fit the likelihood, times do not increase, the device is not there; `out` is

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from assimilate.clock import Clock
+from assimilate.engine.clock import Clock
 from assimilate.errors import UserError
 
 Rule = Literal["exact", "nearest", "substep", "window"]

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from assimilate.cards import Observations, Truth
-from assimilate.clock import check_increasing
+from assimilate.engine.clock import check_increasing
 from assimilate.errors import DataError, suggestion
 from dynamics.errors import DataError as FileError
 from dynamics.errors import SpaceMismatch
@@ -131,7 +131,7 @@ def check_states(data: xr.Dataset, space: Space, name: str) -> None:
     Raises:
         DataError: a value is not finite outside the no-data cells, or is outside what the transform takes.
     """
-    from assimilate.cycle import blocks
+    from assimilate.engine.cycle import blocks
 
     for indices in blocks(data):
         try:

@@ -40,9 +40,9 @@ import torch
 import xarray as xr
 
 from assimilate.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
+from assimilate.engine.results import moment_space
 from assimilate.events import events, success_index
 from assimilate.missing import blanked, filled, gone_of, missing_experiments, present, whole
-from assimilate.results import moment_space
 from assimilate.spectra import pooled_spectra, spectra, spectrum_error
 from dynamics.space import Space
 

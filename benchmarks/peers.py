@@ -88,7 +88,7 @@ def compare(problem: Problem, peer: str, python: str, *, seeds: int, seed: int) 
     for index, one in enumerate(chosen):
         found = assimilate(problem, one, data.values, seed=seed)
         theirs = Estimates(answer[f"mean_{index}"], answer[f"spread_{index}"], float(answer[f"seconds_{index}"]))
-        about = {"system": problem.name, "method": one.label}
+        about: Row = {"system": problem.name, "method": one.label}
         row = about | {"who": OURS, "version": __version__, "settings": repr(one.ours)}
         yield row | scores(problem, data, found, seeds) | {"cpu_ms": our_times(problem, one, data, found, seed)}
         times = {"filter": 1e3 * theirs.seconds}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from assimilate.divergence import outlast
+from assimilate.engine.divergence import outlast
 from assimilate.errors import UserError
 from assimilate.experiment import Experiment
 from assimilate.filters.base import Diverged, DivergenceWarning, EnsembleFilter, FilterState, Info

@@ -5,12 +5,12 @@ import pytest
 import torch
 import xarray as xr
 
+from assimilate.engine.results import Slice, keep_members, moment_space, to_dataset
 from assimilate.errors import UserError
 from assimilate.experiment import Experiment, child_seed
 from assimilate.filters.ensemble import EnKF
 from assimilate.filters.kalman import KalmanFilter
 from assimilate.filters.particle import BootstrapFilter
-from assimilate.results import Slice, keep_members, moment_space, to_dataset
 from assimilate.runner import run, stream
 from assimilate.smoothers.rts import RTS
 from assimilate.verification import evaluate
@@ -147,7 +147,7 @@ def test_missing_values_and_missing_times_are_forecasts():
 def test_run_is_the_filter_stepped_by_hand():
     analysis = run(EnKF(MODEL), OBSERVATIONS, **COMMON, initial=TRUTH.isel(time=0), initial_std=0.5)
     streams = Streams(3, 3, 20)
-    from assimilate.cycle import INITIAL_STEP
+    from assimilate.engine.cycle import INITIAL_STEP
     from dynamics.random import normal
     from observations.likelihood import Observation
 

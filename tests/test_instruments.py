@@ -7,11 +7,11 @@ import torch
 import xarray as xr
 
 from assimilate import ETKF, LETKF, BootstrapFilter, EnKF, KalmanFilter, run, stream
-from assimilate.clock import Clock
+from assimilate.engine.clock import Clock
+from assimilate.engine.network import gather
 from assimilate.errors import UserError
 from assimilate.filters.check import check_filter
 from assimilate.filters.substepped import Substepped
-from assimilate.network import gather
 from assimilate.quality import QualityControl
 from assimilate.schedule import Schedule
 from dynamics.base import simulate

@@ -11,13 +11,13 @@ import xarray as xr
 
 from assimilate import ETKF, LETKF, RTS, BootstrapFilter, EnKF, KalmanFilter, run
 from assimilate.diagnosis import desroziers, innovation_statistics
+from assimilate.engine.flags import BACKGROUND, GROSS, MISSING, OUTSIDE, REJECTED, USED
+from assimilate.engine.inspection import Inspection, Looked, chi_square, inspected_step
+from assimilate.engine.network import rows_of_grid
 from assimilate.errors import UserError
 from assimilate.feedback import Feedback, to_ioda
 from assimilate.filters.base import EnsembleFilter
 from assimilate.filters.ensemble import EnsembleKalmanFilter
-from assimilate.flags import BACKGROUND, GROSS, MISSING, OUTSIDE, REJECTED, USED
-from assimilate.inspection import Inspection, Looked, chi_square, inspected_step
-from assimilate.network import rows_of_grid
 from assimilate.quality import QualityControl
 from assimilate.schedule import Schedule
 from dynamics.base import simulate

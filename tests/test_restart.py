@@ -19,18 +19,18 @@ import pytest
 import torch
 import xarray as xr
 
-from assimilate import delivery, restart, storage
+from assimilate.engine import delivery, restart, storage
+from assimilate.engine.fingerprints import digest, mark
+from assimilate.engine.restart import Journal
+from assimilate.engine.states import flattened, rebuilt, rows_of, settled
 from assimilate.errors import UserError
 from assimilate.experiment import Experiment
 from assimilate.filters.ensemble import EnKF
 from assimilate.filters.iterative import IEnKF
 from assimilate.filters.kalman import KalmanFilter
 from assimilate.filters.particle import BootstrapFilter
-from assimilate.fingerprints import digest, mark
-from assimilate.restart import Journal
 from assimilate.runner import run, stream
 from assimilate.smoothers.rts import RTS
-from assimilate.states import flattened, rebuilt, rows_of, settled
 from dynamics.linear import LinearGaussian
 from dynamics.lorenz import Lorenz63
 from observations.likelihood import Likelihood

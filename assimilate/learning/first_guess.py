@@ -247,6 +247,5 @@ class Draws(NamedTuple):
 
 def draws(rng: Rng, shape: tuple[int, int], grid: tuple[int, int], most: int, like: Tensor) -> Draws:
     """Normal numbers for every experiment and member of `shape`, for at most `most` gauges."""
-    options = {"dtype": like.dtype, "device": like.device}
-    torus = (2 * grid[0], 2 * grid[1])
-    return Draws(normal(rng, (*shape, *torus), **options), normal(rng, (*shape, most), **options))
+    field = normal(rng, (*shape, 2 * grid[0], 2 * grid[1]), dtype=like.dtype, device=like.device)
+    return Draws(field, normal(rng, (*shape, most), dtype=like.dtype, device=like.device))

@@ -18,8 +18,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assimilate.cycle import INITIAL_STEP
-from assimilate.results import moments
+from assimilate.engine.cycle import INITIAL_STEP
+from assimilate.engine.results import moments
 from assimilate.runner import run
 from assimilate.verification import statistics
 from benchmarks.peer_filters.problems import Comparison, Data, Problem

@@ -34,6 +34,7 @@ def system(task: dict[str, Any], cycles: int) -> Any:
     observed = modelling.partial_Id_Obs(size, np.arange(size))
     observed["noise"] = float(task["r"]) ** 2
     if name == "lorenz96":
+        # As in `dapper.mods.Lorenz96.sakov2008`: one local analysis for two neighbouring variables.
         observed["localizer"] = nd_Id_localization((size,), (2,))
     return modelling.HiddenMarkovModel(
         {"M": size, "model": step, "noise": 0},

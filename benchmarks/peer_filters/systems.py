@@ -177,7 +177,7 @@ def _ring() -> Problem:
 
 
 def _system(dt: float, noise_std: float) -> KnownStart:
-    covariance = tuple(tuple(2.0 * float(i == j) for j in range(3)) for i in range(3))
+    covariance = ((2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 2.0))
     return KnownStart(dt=dt, noise_std=noise_std, prior_mean=START, prior_covariance=covariance)
 
 

@@ -21,6 +21,7 @@ from observations.sampling import random_mask
 
 STORMS = RainStorms(ny=60, nx=51)
 LIKELIHOOD = Likelihood(random_mask(STORMS.space, 0.04, 5), GaussianNoise(0.05))
+DENSE = Likelihood(random_mask(STORMS.space, 0.1, 5), GaussianNoise(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +38,32 @@ def truth():
     return STORMS.storms((6,), 2, rng=torch.Generator().manual_seed(31))
 
 
-def run(filter_, y, members=8, rows=slice(None)):
+def run(filter_, y, members=8, likelihood=LIKELIHOOD):
     """Members after two hours, `(E, N, 1, rows, columns)`, and the state."""
     count = len(y)
     state = filter_.init(torch.zeros(count, members, *STORMS.space.event_shape))
     for hour in range(2):
-        observation = Observation(LIKELIHOOD, y[rows, hour][:, None])
+        observation = Observation(likelihood, y[:, hour][:, None])
         state, info = filter_.step(state, observation, float(hour), rng=Streams(7, count, members).at(hour))
         assert info.weighting == "none"
     return state
 
 
-def test_sparse_gauges_are_assimilated_better_than_by_optimal_interpolation(rain, truth):
-    y = LIKELIHOOD.sample(truth, rng=torch.Generator().manual_seed(1))
-    state = run(GaugeFlowDAS.gauges(rain, start=0.4), y)
+def test_gauges_are_assimilated_better_than_by_optimal_interpolation(rain, truth):
+    y = DENSE.sample(truth, rng=torch.Generator().manual_seed(1))
+    state = run(GaugeFlowDAS.gauges(rain), y, likelihood=DENSE)
+    # So many gauges need no help from those of the hour before.
+    assert bool(torch.isnan(state.motion).all())
     ours = (state.members.mean(1) - truth[:, 1]).square().mean((1, 2, 3))
     kriging = []
     for row in range(6):
-        seen = [Observation(LIKELIHOOD, y[row, hour][None, None]) for hour in range(2)]
+        seen = [Observation(DENSE, y[row, hour][None, None]) for hour in range(2)]
         fitted = OptimalInterpolation.fit(seen, STORMS.space)
         kriging.append(
             (fitted.estimate(seen[1], 1.0).mean.reshape(truth[row, 1].shape) - truth[row, 1]).square().mean()
         )
     # Pooled: of six storms one is dry but for a few cells, where a ratio says nothing.
-    assert float((ours.sum() / torch.stack(kriging).sum()).sqrt()) < 0.97
+    assert float((ours.sum() / torch.stack(kriging).sum()).sqrt()) < 0.95
     spread = (state.members.var(1).mean() * 9 / 8 / ours.mean()).sqrt()
     assert 0.7 < float(spread) < 1.4
     assert float(state.members.min()) >= 0

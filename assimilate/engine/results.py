@@ -10,7 +10,7 @@
 Moments are in the units that are assimilated, log(1 + mm) for rain: there the mean is the best estimate, and there it
 is scored. `experiment` is absent where the observations have none. A method whose estimate is a Gaussian or a single
 field has only moments. Stored members may be fewer than the method ran (`keep`): they are then equally likely again.
-Experiments that diverged are NaN from then on, and named in `diverged_at`; see `assimilate.divergence`.
+Experiments that diverged are NaN from then on, and named in `diverged_at`; see `assimilate.engine.divergence`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Slice(NamedTuple):
         background_std: the same.
         log_evidence: `(E,)` or None.
         ess: `(E,)` or None.
-        chi_square: `(E,)` or None, of the innovations, see `assimilate.inspection`.
+        chi_square: `(E,)` or None, of the innovations, see `assimilate.engine.inspection`.
         rejected: `(E,)` or None, values that quality control rejected.
     """
 

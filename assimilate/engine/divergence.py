@@ -23,9 +23,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assimilate.cycle import Cycle
+from assimilate.engine.cycle import Cycle
+from assimilate.engine.results import MOMENTS, Slice
 from assimilate.filters.base import Diverged, DivergenceWarning
-from assimilate.results import MOMENTS, Slice
 
 OnDivergence = Literal["record", "raise"]
 Made = TypeVar("Made")

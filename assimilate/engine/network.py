@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from assimilate.clock import Clock
+from assimilate.engine.clock import Clock
+from assimilate.engine.flags import MISSING, OUTSIDE, REJECTED, UNDECIDED, WITHHELD
 from assimilate.errors import UserError
-from assimilate.flags import MISSING, OUTSIDE, REJECTED, UNDECIDED, WITHHELD
 from assimilate.schedule import Schedule
 from dynamics.errors import DataError
 from dynamics.space import Space
@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     Attributes:
         value: `(E', m)`, E' = 1 where all experiments see the same; as given, also where rejected.
         error: `(m,)` standard deviations.
-        flag: `(m,)`, see `assimilate.flags`; UNDECIDED: neither rejected nor missing so far.
+        flag: `(m,)`, see `assimilate.engine.flags`; UNDECIDED: neither rejected nor missing so far.
         time: `(m,)`, when they were made.
         places: `(m, n_dims)`, columns `Space.position_names`; NaN where unknown.
         variable: `(m,)` texts.
@@ -64,7 +64,7 @@ class TableRows:
 
     Args:
         errors: standard deviations, `(rows,)`; NaN where there is none, then the row is rejected.
-        flags: `(rows,)`, see `assimilate.flags`.
+        flags: `(rows,)`, see `assimilate.engine.flags`.
     """
 
     errors: np.ndarray

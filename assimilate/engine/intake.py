@@ -1,6 +1,6 @@
 r"""What a run is given, brought into the one form that the cycle takes: a Dataset along the times of analyses.
 
-Instruments and tables are gathered (`assimilate.network`), times that are not those of model steps are scheduled
+Instruments and tables are gathered (`assimilate.engine.network`), times that are not those of model steps are scheduled
 (`assimilate.schedule`), and a model that has to take shorter steps is told so. A single Dataset with the schedule
 "exact" is left as it is, lazy or not.
 """
@@ -14,13 +14,13 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate.baselines.base import Baseline
-from assimilate.cycle import Cycle, LikelihoodOrRule, Method, space_of, with_time
+from assimilate.engine.cycle import Cycle, LikelihoodOrRule, Method, space_of, with_time
+from assimilate.engine.inspection import Inspection
+from assimilate.engine.network import Network, gather
 from assimilate.errors import UserError
 from assimilate.feedback import Feedback
 from assimilate.filters.base import Filter
 from assimilate.filters.substepped import Substepped
-from assimilate.inspection import Inspection
-from assimilate.network import Network, gather
 from assimilate.quality import Quality, check_names, controls_by_name, looks_at_background
 from assimilate.schedule import Schedule
 from assimilate.smoothers.base import Smoother

@@ -4,9 +4,9 @@
     baseline    estimate_k = method.estimate(observation_k, t_k)
     smoother    trajectories, info = method.solve(observations, times, N, rng=streams.at(0))
 
-A `Cycle` holds the settings that stay the same; `assimilate.analyses` moves a state over a block of times. Nothing is
-hidden in between, so `run` and `stream` are the same computation, and a run stopped at step k goes on from its state
-with `first = k`.
+A `Cycle` holds the settings that stay the same; `assimilate.engine.analyses` moves a state over a block of times.
+Nothing is hidden in between, so `run` and `stream` are the same computation, and a run stopped at step k goes on from
+its state with `first = k`.
 
 Shapes: E experiments, N members; members (E, N, *event), observed values (E, 1, *obs).
 """
@@ -25,13 +25,13 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate.baselines.base import Baseline
-from assimilate.clock import Clock, check_increasing
+from assimilate.engine.clock import Clock, check_increasing
+from assimilate.engine.inspection import Inspection, Looked
+from assimilate.engine.network import Network, flat_values, rows_of_grid
+from assimilate.engine.results import Slice, slice_of
 from assimilate.errors import UserError
 from assimilate.filters.base import Filter
-from assimilate.inspection import Inspection, Looked
-from assimilate.network import Network, flat_values, rows_of_grid
 from assimilate.posterior.weights import log_normalize
-from assimilate.results import Slice, slice_of
 from assimilate.smoothers.base import Smoother
 from dynamics.random import Streams, normal
 from dynamics.space import Space

@@ -18,8 +18,8 @@ import torch
 import xarray as xr
 
 from assimilate.baselines.base import Baseline
-from assimilate.cycle import Cycle, looked_at, observation_of, since
-from assimilate.divergence import (
+from assimilate.engine.cycle import Cycle, looked_at, observation_of, since
+from assimilate.engine.divergence import (
     Loss,
     OnDivergence,
     Running,
@@ -31,11 +31,11 @@ from assimilate.divergence import (
     spread_out,
     warn,
 )
+from assimilate.engine.inspection import Looked, Record, inspected_step, keep
+from assimilate.engine.results import Slice, moments, slice_of
+from assimilate.engine.states import rows_of, settled
 from assimilate.errors import UserError
 from assimilate.filters.base import Filter, Info
-from assimilate.inspection import Looked, Record, inspected_step, keep
-from assimilate.results import Slice, moments, slice_of
-from assimilate.states import rows_of, settled
 from dynamics.random import Streams
 from observations.likelihood import Observation
 
@@ -58,7 +58,7 @@ def analyse(
         first: index of its first analysis; decides the random numbers.
         progress: called with the index of each finished analysis.
         on_divergence: "record" takes experiments that diverge out and goes on with the others, see
-            `assimilate.divergence`; "raise" lets the error through.
+            `assimilate.engine.divergence`; "raise" lets the error through.
 
     Yields:
         For each time: what the next analysis needs, the analysis, and the seconds spent in the method.

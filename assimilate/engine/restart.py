@@ -27,11 +27,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from assimilate.divergence import Running
+from assimilate.engine.divergence import Running
+from assimilate.engine.fingerprints import differences, from_text, hash_of, marks_of_all
+from assimilate.engine.results import Slice
+from assimilate.engine.states import flattened, rebuilt
 from assimilate.errors import UserError
-from assimilate.fingerprints import differences, from_text, hash_of, marks_of_all
-from assimilate.results import Slice
-from assimilate.states import flattened, rebuilt
 from assimilate.storage import flush, put_in_place
 
 SUFFIXES = (".nc", ".zarr")
@@ -50,7 +50,7 @@ class Reached(NamedTuple):
         parts: number of parts written.
         weighted: whether any stored analysis had unequal weights.
         seconds: spent in the method.
-        seen: hash of the observations so far, see `assimilate.fingerprints`.
+        seen: hash of the observations so far, see `assimilate.engine.fingerprints`.
     """
 
     running: Running

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from assimilate.cycle import Cycle
-from assimilate.divergence import Loss, recorded
+from assimilate.engine.cycle import Cycle
+from assimilate.engine.divergence import Loss, recorded
+from assimilate.engine.restart import Journal, Reached
+from assimilate.engine.results import Slice, keep_members, to_dataset
 from assimilate.errors import UserError
-from assimilate.restart import Journal, Reached
-from assimilate.results import Slice, keep_members, to_dataset
 from assimilate.storage import write_parts
 
 BLOCK_BYTES = 64 * 2**20

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from assimilate.engine.flags import BACKGROUND, GROSS, MISSING, UNDECIDED, USED
+from assimilate.engine.network import Rows
+from assimilate.engine.results import moments
 from assimilate.feedback import Feedback
 from assimilate.filters.base import Filter, Info
 from assimilate.filters.ensemble import EnsembleKalmanFilter
-from assimilate.flags import BACKGROUND, GROSS, MISSING, UNDECIDED, USED
-from assimilate.network import Rows
 from assimilate.quality import Quality, flagged, looks_at_background
-from assimilate.results import moments
 from dynamics.errors import CapabilityError
 from dynamics.random import Streams
 from observations.likelihood import Likelihood, Observation
@@ -63,7 +63,7 @@ class Record(NamedTuple):
     """Observed values and their counterparts at one time, `(E, m)`; NaN where unknown.
 
     Attributes:
-        flags: see `assimilate.flags`.
+        flags: see `assimilate.engine.flags`.
         background_mean: of H(x_b), the forecast.
         background_std: likewise.
         analysis_mean: of H(x_a).

@@ -25,7 +25,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from assimilate.cycle import blocks
+from assimilate.engine.cycle import blocks
 
 LONGEST = 48
 """Characters of a mark that are shown in an error."""
