@@ -206,10 +206,10 @@ def calibrated(
 
     A table that is the same for all states leaves out what depends on the state, and a few steps of the sampler do not
     make all of it good. One factor for each shell of wavenumbers does, in six rounds. Two laws ask for a variance
-    there: the mean squared error of the members' mean (less their own sampling error), and what the mean lacks of the energy
-    of the truth. They are one for a perfect mean; here the variance is their geometric mean, the second at most twice
-    and at least half the first. Large eddies and small ones then have the right spread, and members the spectrum of the
-    truth.
+    there: the mean squared error of the members' mean (less their own sampling error), and what the mean lacks of the
+    energy of the truth. They are one for a perfect mean; here the variance is their geometric mean, the second at most
+    twice and at least half the first. Large eddies and small ones then have the right spread, and members the spectrum
+    of the truth.
 
     Args:
         transition: with a correlation.
