@@ -44,6 +44,7 @@ NOISES = {
 }
 METHODS = {
     "FlowDAS": "assimilate.filters.flowdas:FlowDAS",
+    "GaugeFlowDAS": "assimilate.filters.gauge_flowdas:GaugeFlowDAS",
     "SDA": "assimilate.smoothers.sda:SDA",
     "BootstrapFilter": "assimilate.filters.particle:BootstrapFilter",
     "GuidedParticleFilter": "assimilate.filters.particle:GuidedParticleFilter",

@@ -28,7 +28,7 @@ from assimilate.filters.base import Exactness, Info, check_finite, check_members
 from assimilate.filters.inflation import check_spread_settings, inflate, rotate
 from assimilate.posterior.weights import uniform_log_weights
 from assimilate.smoothers.controls import Controls, draw_path, join_noise
-from assimilate.smoothers.gauss_newton import check_iterations, minimise
+from assimilate.smoothers.gauss_newton import Slopes, check_iterations, minimise
 from dynamics.base import Dynamics, steps_between
 from dynamics.random import Rng
 from observations.likelihood import Observation
@@ -68,6 +68,8 @@ class IEnKF:
         certainty: finite-size variant (IEnKF-N), which inflates by itself: factor of the law of the inflation,
             dimensionless (1: the Jeffreys prior; larger: the members are trusted more); None (default): no such law.
             With `lag = 1` and one iteration this is the EnKF-N.
+        slopes: how the model is linearised in search of the minimum, "members" (default; the mean slope over the
+            posterior of the moment) or "tangent" (the derivative); see `smoothers/gauss_newton.py`.
 
     Differs from the papers: see `smoothers/gauss_newton.py`.
     """
@@ -79,13 +81,14 @@ class IEnKF:
     inflation: float = 1.0
     rotate: bool = False
     certainty: float | None = None
+    slopes: Slopes = "members"
     name: ClassVar[str] = "IEnKF"
     exactness: ClassVar[Exactness] = "consistent"
 
     def __post_init__(self) -> None:
         """Check the settings."""
         check_spread_settings(self.inflation)
-        check_iterations(self.iterations, self.tolerance)
+        check_iterations(self.iterations, self.tolerance, self.slopes)
         if self.lag < 1:
             raise ValueError(f"lag is {self.lag}; expected 1 analysis or more")
         if self.certainty is not None and not self.certainty > 0:
@@ -133,6 +136,7 @@ class IEnKF:
             tolerance=self.tolerance,
             method=self.name,
             certainty=self.certainty,
+            slopes=self.slopes,
         )
         check_finite(found.path, self.name, times[-1], times[-2], "members after the analysis")
         # States and noise together: a member stays one trajectory.

@@ -112,6 +112,8 @@ def fit_first_guess(
 def _samples(fields: Tensor, s: FirstGuessFit, guess: FirstGuess) -> Draw:
     """Random fields, in one of eight orientations, seen by gauges that are drawn anew for every batch."""
 
+    # Weights of kriging are not for half precision, whatever the network is trained in.
+    @torch.autocast(fields.device.type, enabled=False)
     def draw(count: int, rng: torch.Generator) -> Batch:
         x = fields[torch.randint(len(fields), (count,), generator=rng)]
         grid = (x.shape[-2], x.shape[-1])

@@ -14,7 +14,8 @@ DOUBLE = torch.float64
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"lag": 3}, {"lag": 2, "rotate": True}, {"iterations": 1}, {"certainty": 1.0}]
+    "settings",
+    [{}, {"lag": 3}, {"lag": 2, "rotate": True}, {"iterations": 1}, {"certainty": 1.0}, {"slopes": "tangent"}],
 )
 def test_contract(settings):
     check_filter(lambda d: IEnKF(d, **settings), members=400)
@@ -55,7 +56,7 @@ def test_linear_systems_need_one_iteration_and_any_lag_gives_the_same_filter():
 
 
 def test_certainty_finds_a_stationary_point_of_the_finite_size_cost():
-    """c k log(e + |w|^2) + |d(w)|^2, differentiated through the model, where the window's first mean is u + w A."""
+    """c k log(1 + |w|^2 / e) + |d(w)|^2, differentiated through the model, where the window's first mean is u + w A."""
     n = 4
     system = Lorenz63(dt=0.05)
     likelihood = Likelihood(Identity(system.space), GaussianNoise(std=1.0))
@@ -71,7 +72,7 @@ def test_certainty_finds_a_stationary_point_of_the_finite_size_cost():
     y = forecast.mean(1, keepdim=True) + 3 * torch.randn(
         3, 1, 3, generator=torch.Generator().manual_seed(3), dtype=DOUBLE
     )
-    method = IEnKF(system, lag=2, iterations=60, tolerance=1e-10, certainty=1.0)
+    method = IEnKF(system, lag=2, iterations=60, tolerance=1e-10, certainty=1.0, slopes="tangent")
     state, _ = method.step(method.init(members), Observation(likelihood, y), 0.2, rng=Streams(4, 3, n))
     mean = members.mean(1, keepdim=True)
     anomalies = members - mean
@@ -81,7 +82,7 @@ def test_certainty_finds_a_stationary_point_of_the_finite_size_cost():
     def slope(weights):
         w = weights.detach().requires_grad_()
         misfit = (y - ahead(mean + w @ anomalies)).square().sum()
-        cost = ((n - 1) * k * torch.log(e + w.square().sum((-2, -1)))).sum() + misfit
+        cost = ((n - 1) * k * torch.log1p(w.square().sum((-2, -1)) / e)).sum() + misfit
         return torch.autograd.grad(cost, w)[0].norm(dim=-1)
 
     # Three weights of four are determined: those that move the mean.
@@ -138,6 +139,8 @@ def test_what_it_refuses():
         IEnKF(Lorenz63(), lag=0)
     with pytest.raises(ValueError, match="tolerance 0"):
         IEnKF(Lorenz63(), tolerance=0.0)
+    with pytest.raises(ValueError, match="slopes is 'bundle'; expected one of members, tangent"):
+        IEnKF(Lorenz63(), slopes="bundle")
     with pytest.raises(ValueError, match="certainty is 0"):
         IEnKF(Lorenz63(), certainty=0.0)
     with pytest.raises(ValueError, match="at least 2 members"):

@@ -97,7 +97,9 @@ def test_a_short_training_learns_what_kriging_cannot_know():
     fields = torch.randn(96, 1, *GRID, generator=torch.Generator().manual_seed(0))
     settings = FirstGuessFit(
         sparse=(0.1, 0.12), middle=(0.1, 0.12), dense=(0.1, 0.12), network={"widths": (16,)},
-        training=FitSettings(steps=120, batch=16, learning_rate=3e-3, warmup=10, ema=0.95, held_out_batch=16),
+        training=FitSettings(steps=120, batch=16, learning_rate=3e-3, warmup=10, ema=0.95, held_out_batch=16,
+            precision="bfloat16",
+        ),
     )  # fmt: skip
     guess, record = fit_first_guess(fields[:64], fields[64:], settings)
     g, _ = random_gauges(GRID, replace(settings, old=0.0), torch.Generator().manual_seed(12))
