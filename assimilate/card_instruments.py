@@ -21,7 +21,7 @@ from assimilate import registry
 from assimilate.card_observations import Instrument as Entry
 from assimilate.card_observations import Observations, Quality
 from assimilate.cards import Card
-from assimilate.engine.clock import Clock
+from assimilate.engine.clock import places_in
 from assimilate.engine.flags import WITHHELD
 from assimilate.engine.network import Network, gather
 from assimilate.errors import CardError, DataError, UserError
@@ -133,12 +133,8 @@ def on_truth(observations: xr.Dataset, truth: xr.Dataset | None) -> xr.Dataset:
     """Observations whose times, where they differ from those of the truth by rounding, are those of the truth."""
     if truth is None:
         return observations
-    clock = Clock.of(truth["time"])
-    wanted, have = clock.numbers(observations["time"]), clock.numbers(truth["time"])
-    nearest = np.abs(have[None] - wanted[:, None]).argmin(1)
-    spacing = np.diff(have).min() if have.size > 1 else 1.0
-    close = np.abs(have[nearest] - wanted) <= 1e-6 * spacing
-    return observations.assign_coords(time=np.where(close, truth["time"].values[nearest], observations["time"].values))
+    nearest, same = places_in(observations["time"].values, truth["time"].values)
+    return observations.assign_coords(time=np.where(same, truth["time"].values[nearest], observations["time"].values))
 
 
 def _control(quality: Quality) -> QualityControl:

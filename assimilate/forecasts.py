@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from assimilate.devices import find_device
-from assimilate.engine.clock import Clock
+from assimilate.engine.clock import Clock, places_in
 from assimilate.engine.cycle import with_time
 from assimilate.errors import UserError
 from assimilate.verification import Scoring, scores, statistics
@@ -103,7 +103,7 @@ def forecast_scores(
     rows: list[dict[str, float]] = []
     for index in range(forecasts.sizes["lead_time"]):
         ahead = forecasts.isel(lead_time=index)
-        places, known = _found(ahead["valid_time"].values, truth["time"].values)
+        places, known = places_in(ahead["valid_time"].values, truth["time"].values)
         ahead = ahead.isel(time=known).drop_vars(["lead_time", "valid_time"])
         ahead = ahead.assign_coords(time=truth["time"].values[places[known]])
         count = ahead.sizes["time"]
@@ -128,14 +128,6 @@ def _run_on(dynamics: Dynamics, x: torch.Tensor, start: float, leads: np.ndarray
             raise FloatingPointError(f"the forecast from time {start:g} is not finite at lead {lead:g}")
         states.append(x.cpu())
     return torch.stack(states, 2)
-
-
-def _found(wanted: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each wanted time the place of the nearest one, and whether it is the same but for rounding."""
-    places = np.abs(times[None] - wanted[:, None]).argmin(1)
-    # Sums of decimal fractions differ in their last bits; a start plus a lead is meant to be a time of the truth.
-    step = np.diff(times).min() if len(times) > 1 else np.diff(np.append(wanted, times)).max()
-    return places, np.abs(times[places] - wanted) <= step * 1e-6
 
 
 def _lead_times(leads: np.ndarray, clock: Clock) -> np.ndarray:

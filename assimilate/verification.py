@@ -40,6 +40,7 @@ import torch
 import xarray as xr
 
 from assimilate.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
+from assimilate.engine.clock import at_times_of
 from assimilate.engine.results import moment_space
 from assimilate.events import events, success_index
 from assimilate.missing import blanked, filled, gone_of, missing_experiments, present, whole
@@ -116,13 +117,12 @@ def statistics(
     Raises:
         ValueError: the analysis is not finite somewhere else, or holds neither the fields nor their means.
     """
-    scoring = scoring or Scoring()
-    space = space or Space.from_dataset(truth)
+    scoring, space = scoring or Scoring(), space or Space.from_dataset(truth)
     gone = gone_of(analysis)
     if gone is not None:
         analysis = filled(analysis, space, gone)
     if "time" in analysis.coords and "time" in truth.coords:
-        truth = truth.sel(time=analysis["time"])
+        truth = at_times_of(analysis["time"], truth)
     names = [f.name for f in space.fields]
     members = _array(analysis, space) if all(n in analysis for n in names) else None
     mean, std = (_moment(analysis, space, which) for which in ("mean", "std"))

@@ -156,8 +156,55 @@ def _card(row: dict[str, Any] | None) -> str:
     return " / ".join(f"{v:.2f}" for v in values)
 
 
+PUBLISHED = {"published-lorenz63": "Lorenz-63", "published-lorenz96": "Lorenz-96"}
+"""Card with documented figures -> its system."""
+
+
+def published() -> str:
+    """Documented and measured errors of classical methods, from the cards and their score files."""
+    from assimilate.card_files import load
+
+    lines = ["| System | Method | Documented | Measured | Diverged |", "|---|---|---:|---:|---:|"]
+    for name, system in PUBLISHED.items():
+        rows = json.loads((RESULTS / f"{name}.json").read_text())
+        found = {(r["method"], r["score"]): r["value"] for r in rows}
+        for wanted in load(name).expected:
+            if wanted.score != "rmse_time" or wanted.value is None or (wanted.method, "rmse_time") not in found:
+                continue
+            lost, measured = (found.get((wanted.method, score), 0.0) for score in ("diverged", "rmse_time"))
+            count = f"{lost:.0f} of 8" if lost else ""
+            lines.append(f"| {system} | {wanted.method} | {wanted.value:g} | {measured:.3f} | {count} |")
+    return "\n".join(lines)
+
+
+def peers() -> str:
+    """Ours and other packages on the same truths and observations: errors, and CPU time of a cycle."""
+    found = json.loads((RESULTS / "peers.json").read_text())
+    lines = [
+        "| System | Method | RMSE | the other's | ms | ms in a batch of 16 | the other's | Other |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    ours = {(r["system"], r["method"]): r for r in found["rows"] if r["who"] == "assimilate"}
+    for row in found["rows"]:
+        if row["who"] == "assimilate":
+            continue
+        own = ours[row["system"], row["method"]]
+        spent = own["cpu_ms"]
+        lines.append(
+            f"| {row['system']} | {row['method']} | {_with_error(own)} | {_with_error(row)} | {spent['filter']:.2f} | "
+            f"{spent['filter_in_batch']:.2f} | {row['cpu_ms']['filter']:.2f} | {row['who']} {row['version']} |"
+        )
+    return "\n".join(lines)
+
+
+def _with_error(row: dict[str, Any]) -> str:
+    return f"{row['rmse']:.3f} ± {row['rmse_standard_error']:.3f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "results": table,
+    "published": published,
+    "peers": peers,
     "scorecard": scorecard,
     "imaging": imaging,
     "fields": fields,

@@ -16,6 +16,7 @@ a table from a pandas DataFrame, a CSV or netCDF file, a Dataset, or groups laid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def read_table(source: Any, *, value: str | Sequence[str] | None = None, error: 
     Args:
         source: a pandas DataFrame; a table; a mapping or DataTree of groups `MetaData`, `ObsValue`...; or the path of a
             CSV or netCDF file that holds one of these. Columns that are no value, error, flag or name say where.
-        value: the column with the values (default: "value"); several columns become rows with that `variable`.
+        value: the column with the values (default: "value"); several columns become rows with that `variable`. Of
+            groups: the variables to take.
         error: standard deviation of the error, Space units, where the source has none.
 
     Returns:
@@ -62,15 +64,18 @@ def read_table(source: Any, *, value: str | Sequence[str] | None = None, error: 
     if isinstance(source, str | Path):
         name = f"'{source}'"
         source = _opened(Path(source))
+    columns = [value] if isinstance(value, str) else list(value or ())
     if isinstance(source, xr.Dataset):
-        table = _renamed(source)
+        table = _renamed(_valued(source, columns, name))
     elif hasattr(source, "columns"):
-        table = _from_frame(source, value, name)
+        table = _from_frame(source, columns, name)
     else:
         from observations.ioda import from_groups
 
-        table = from_groups(source)
+        table = _of_variables(from_groups(source), columns, name)
     if "error" not in table and error is not None:
+        if not (isinstance(error, Real) and error > 0):
+            raise DataError(f"error={error!r}; expected a standard deviation above 0")
         table = table.assign(error=(LOCATION, np.full(table.sizes.get(LOCATION, 0), float(error))))
     return check_table(table, name)
 
@@ -91,17 +96,18 @@ def check_table(table: xr.Dataset, name: str = "the table") -> xr.Dataset:
     for part, dims in (
         ("value", ({LOCATION}, {LOCATION, "experiment"})),
         ("error", ({LOCATION},)),
-        ("flag", ({LOCATION},)),
+        *((part, ({LOCATION},)) for part in ("flag", "withheld", "time", "variable", "instrument", "station")),
     ):
-        if part in table and set(table[part].dims) not in dims:
+        if part in table.variables and set(table[part].dims) not in dims:
             raise DataError(f"{name}: '{part}' has dims {table[part].dims}; expected ({LOCATION})")
-    if table["time"].dims != (LOCATION,):
-        raise DataError(f"{name}: 'time' has dims {table['time'].dims}; expected ({LOCATION})")
+        if part in ("value", "error", "flag") and part in table and table[part].dtype.kind not in "fiub":
+            raise DataError(f"{name}: '{part}' holds {table[part].dtype}; expected numbers")
     moments = table["time"].values
     if moments.dtype.kind not in "fiuM":
         raise DataError(f"{name}: 'time' holds {moments.dtype}; expected numbers or dates (datetime64)")
-    if bool((moments != moments).any()):
-        raise DataError(f"{name}: row {int(np.argmax(moments != moments))} has no time")
+    lost = ~np.isfinite(moments)
+    if lost.any():
+        raise DataError(f"{name}: row {int(np.argmax(lost))} has no time; it holds {moments[lost][0]}")
     values = table["value"].values.astype(np.float64)
     if np.isinf(values).any():
         raise DataError(f"{name} holds an infinite value; NaN means not observed")
@@ -110,6 +116,11 @@ def check_table(table: xr.Dataset, name: str = "the table") -> xr.Dataset:
         bad = ~((errors > 0) & np.isfinite(errors)) & ~np.isnan(errors)
         if bad.any():
             raise DataError(f"{name}: the error of row {int(np.argmax(bad))} is {errors[bad][0]}; expected above 0")
+    if "withheld" in table.variables:
+        # A text is true whatever it says, and so is NaN.
+        kept_back = table["withheld"].values
+        if kept_back.dtype.kind not in "biuf" or not np.isin(kept_back, (0, 1)).all():
+            raise DataError(f"{name}: 'withheld' holds {kept_back.dtype}; expected true or false (1 or 0) in every row")
     return table.transpose(..., LOCATION)
 
 
@@ -173,7 +184,7 @@ def _opened(path: Path) -> Any:
         try:
             return pd.read_csv(path)
         except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
-            raise DataError(f"'{path}' is not a readable CSV table: {error}") from error
+            raise DataError(f"'{path}' is not a readable CSV table: {' '.join(str(error).split())}") from error
     try:
         tree = xr.open_datatree(path)
     except (OSError, ValueError, KeyError) as error:
@@ -198,17 +209,44 @@ def _renamed(table: xr.Dataset) -> xr.Dataset:
     return table.rename_vars({old: new for old, new in names.items() if old != new})
 
 
-def _from_frame(frame: pd.DataFrame, value: str | Sequence[str] | None, name: str) -> xr.Dataset:
+def _valued(table: xr.Dataset, columns: Sequence[str], name: str) -> xr.Dataset:
+    """A Dataset whose column of values is called so."""
+    if len(columns) > 1:
+        raise DataError(f"{name} is a Dataset: one variable holds its values, {list(columns)} are several")
+    for column in columns:
+        if column not in table.variables:
+            raise DataError(f"{name} has no variable '{column}'{nearest_name(column, table.variables)}")
+        if column != "value":
+            table = table.drop_vars("value", errors="ignore").rename_vars({column: "value"})
+    return table
+
+
+def _of_variables(table: xr.Dataset, wanted: Sequence[str], name: str) -> xr.Dataset:
+    """The rows of some variables; all where none is named."""
+    held = table["variable"].values.astype(str)
+    for variable in wanted:
+        if variable not in held:
+            raise DataError(f"{name} has no variable '{variable}'{nearest_name(variable, np.unique(held))}")
+    return table.isel({LOCATION: np.flatnonzero(np.isin(held, wanted))}) if wanted else table
+
+
+def _from_frame(frame: pd.DataFrame, several: Sequence[str], name: str) -> xr.Dataset:
     """A table from a DataFrame."""
     import pandas as pd
 
     frame = frame.rename(columns={c: str(c).strip() for c in frame.columns})
     if frame.index.name is not None and frame.index.name not in frame:
         frame = frame.reset_index()
-    several = [value] if isinstance(value, str) else list(value or ())
+    double = frame.columns[frame.columns.duplicated()]
+    if len(double):
+        raise DataError(f"{name} has two columns '{double[0]}'; give each a name of its own")
     for column in several:
         if column not in frame:
             raise DataError(f"{name} has no column '{column}'{nearest_name(column, frame.columns)}")
+    if several and several != ["value"] and "value" in frame:
+        if "value" in several:
+            raise DataError(f"{name}: of several columns with values none can be called 'value'; rename it")
+        frame = frame.drop(columns="value")
     keep = {
         other: wanted
         for wanted, aliases in _ALIASES.items()
@@ -227,10 +265,15 @@ def _from_frame(frame: pd.DataFrame, value: str | Sequence[str] | None, name: st
                 f"{name} has no column '{needed}'; it has {list(frame.columns)}"
                 + ("" if needed == "time" else "; say which column holds the values")
             )
+    if frame.empty:
+        # Columns without rows have no type of their own.
+        frame = frame.astype({c: float for c in ("time", "value", "error", "flag") if c in frame})
     if not pd.api.types.is_numeric_dtype(frame["time"]):
+        if pd.api.types.infer_dtype(frame["time"]).startswith("mixed-integer"):
+            raise DataError(f"{name}: column 'time' mixes numbers and texts; expected numbers, or dates")
         try:
             moments = pd.to_datetime(frame["time"], utc=True, format="mixed")
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise DataError(f"{name}: column 'time' holds something that is not a time: {error}") from error
         frame["time"] = moments.dt.tz_localize(None)
     for column in ("value", "error", "flag"):

@@ -34,12 +34,19 @@ class Clock:
         if unit not in SECONDS:
             raise ValueError(f"time unit '{unit}'; expected one of {', '.join(SECONDS)}")
         values = np.asarray(times)
+        if not values.size:
+            raise ValueError("there is no time; expected one or more")
         dates = np.issubdtype(values.dtype, np.datetime64)
         return cls(values.reshape(-1)[0] if dates else None, unit)
 
     def numbers(self, times: xr.DataArray | np.ndarray) -> np.ndarray:
-        """Times as float64, in units of the clock."""
+        """Times as float64, in units of the clock.
+
+        Raises:
+            ValueError: what is no time, or dates where the clock counts numbers (and the other way round).
+        """
         values = np.atleast_1d(np.asarray(times))
+        check_times(values, "a time axis")
         dates = np.issubdtype(values.dtype, np.datetime64)
         if dates != (self.origin is not None):
             raise ValueError("dates and plain numbers are mixed on one time axis")
@@ -60,10 +67,52 @@ class Clock:
         return np.timedelta64(SECONDS[self.unit], "s").astype("timedelta64[ns]")
 
 
+def check_times(times: np.ndarray, what: str) -> None:
+    """Raise a ValueError unless these are finite numbers or dates; durations and texts are neither."""
+    if times.dtype.kind not in "iufM":
+        raise ValueError(f"{what} holds {times.dtype}; expected numbers or dates (datetime64)")
+    lost = ~np.isfinite(times)
+    if lost.any():
+        raise ValueError(f"{what} holds {times[lost][0]}; every time must be a finite number or a date")
+
+
 def check_increasing(times: xr.DataArray | np.ndarray, what: str) -> None:
     """Raise a ValueError unless times increase strictly; the message names the first that does not."""
     values = np.atleast_1d(np.asarray(times))
+    if values.ndim > 1 or not values.size:
+        raise ValueError(f"{what}: time has the shape {values.shape}; expected one time or more, along one dim")
+    check_times(values, f"{what}: time")
     behind = np.flatnonzero(values[1:] <= values[:-1])
     if behind.size:
         k = int(behind[0])
         raise ValueError(f"{what}: time is not increasing, {values[k + 1]} comes after {values[k]}")
+
+
+def places_in(wanted: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each wanted time the place of the nearest of `times` (increasing), and whether it is that but for rounding.
+
+    Sums of decimal fractions differ in their last bits; a millionth of the spacing of the times is no other time.
+    """
+    after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    before = (after - 1).clip(0)
+    places = np.where(np.abs(times[before] - wanted) < np.abs(times[after] - wanted), before, after)
+    apart = np.abs(times[places] - wanted)
+    return places, apart <= (np.diff(times).min() if len(times) > 1 else wanted[:1] - wanted[:1]) * 1e-6
+
+
+def at_times_of(times: xr.DataArray, truth: xr.Dataset) -> xr.Dataset:
+    """The truth at these times, with these times as its labels.
+
+    Raises:
+        ValueError: a time that the truth does not have.
+    """
+    have = truth["time"].values
+    places, known = places_in(np.atleast_1d(times.values), have)
+    if not known.all():
+        missing = np.atleast_1d(times.values)[~known]
+        raise ValueError(
+            f"the truth has no time {missing[0]} ({len(missing)} such times of {len(known)}); it has {len(have)} from "
+            f"{have[0]} to {have[-1]}: choose the times that both have, or start the analyses on a time of the truth"
+        )
+    chosen = truth.isel(time=places if times.ndim else int(places[0]))
+    return chosen.assign_coords(time=times)

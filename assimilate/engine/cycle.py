@@ -17,6 +17,7 @@ import math
 import time as wall_clock
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,16 @@ class Cycle:
     dtype: torch.dtype
     device: torch.device
     inspection: Inspection | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a person may have given; random numbers would silently take the nearest seed."""
+        seed, (_, members) = self.streams.seed, (self.streams.experiments, self.streams.members)
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise UserError(f"seed is {seed!r}; expected a whole number")
+        if not isinstance(members, tuple | range) and (not isinstance(members, Integral) or members < 1):
+            raise UserError(f"members is {members!r}; expected a whole number of 1 or more")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"dtype is {self.dtype!r}; expected torch.float32 or torch.float64")
 
 
 def space_of(method: Method) -> Space:
@@ -119,8 +130,14 @@ def prepare_ensemble(
         if "log_weights" in initial:
             log_weights = torch.as_tensor(initial["log_weights"].values, **place).reshape(states.shape[:2])
             log_weights = log_normalize(log_weights)[0]
-    else:
+    elif isinstance(initial, Tensor):
         states = initial.to(**place)
+    else:
+        raise UserError(f"the initial state is a {type(initial).__name__}; expected a Dataset or a tensor")
+    if tuple(states.shape[states.ndim - len(event) :]) != event:
+        raise UserError(
+            f"the initial state has shape {tuple(states.shape)}; expected (experiment, member, {str(event)[1:]}"
+        )
     lead = tuple(states.shape[: states.ndim - len(event)])
     if len(lead) != 2 or lead[0] not in (1, experiments) or lead[1] not in (1, members):
         raise UserError(
@@ -131,6 +148,13 @@ def prepare_ensemble(
     if log_weights is not None:
         log_weights = log_weights.expand(experiments, members).clone()
     if std is not None:
+        scales = np.atleast_1d(np.asarray(std))
+        good = scales.dtype.kind in "fiu" and bool(((scales >= 0) & np.isfinite(scales)).all())
+        if not good or scales.shape not in ((1,), event[:1]):
+            raise UserError(
+                f"initial_std is {std!r}; expected a standard deviation of 0 or more in Space units, one number or one "
+                f"for each of the {event[0]} channels"
+            )
         scale = torch.as_tensor(std, **place).reshape(-1, *[1] * (len(event) - 1))
         states = states + scale * normal(rng, (experiments, members, *event), **place)
     return states, log_weights
@@ -253,6 +277,8 @@ def _seen(cycle: Cycle, now: xr.Dataset) -> xr.Dataset:
 def _observation(cycle: Cycle, now: xr.Dataset) -> Observation:
     assert cycle.likelihood is not None
     likelihood = cycle.likelihood if isinstance(cycle.likelihood, Likelihood) else cycle.likelihood(now)
+    if not isinstance(likelihood, Likelihood):
+        raise UserError(f"the function for the likelihood gave a {type(likelihood).__name__}; expected a Likelihood")
     y = values_of(now, likelihood, cycle.streams.rows[0])
     return Observation(likelihood, y.to(dtype=cycle.dtype, device=cycle.device))
 
@@ -278,6 +304,28 @@ def values_of(now: xr.Dataset, likelihood: Likelihood, experiments: int) -> Tens
     if rows not in (1, experiments):
         raise UserError(f"the observations have {rows} experiments, the ensemble has {experiments}")
     return tensor.reshape(rows, 1, *shape)
+
+
+def check_values(observations: xr.Dataset, likelihood: LikelihoodOrRule) -> None:
+    """Check what can be known of all values before the first analysis, without reading what lies in dask chunks.
+
+    Raises:
+        UserError: values that are no numbers, infinite ones, or not as many at a time as the operator has.
+    """
+    arrays = observations.data_vars
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise UserError(f"the observations '{name}' are of type {array.dtype}; expected numbers, NaN where not seen")
+        if array.chunks is None and np.isinf(array.values).any():
+            raise UserError(f"the observations '{name}' hold an infinite value; NaN means not observed")
+    if isinstance(likelihood, Likelihood) and arrays:
+        apart = ("time", "experiment")
+        count = sum(math.prod(n for d, n in array.sizes.items() if d not in apart) for array in arrays.values())
+        if count != likelihood.operator.obs_size:
+            raise UserError(
+                f"one time of the observations has {count} values, {likelihood.operator!r} has "
+                f"{likelihood.operator.obs_size}"
+            )
 
 
 def blocks(observations: xr.Dataset) -> list[slice]:

@@ -7,6 +7,7 @@ A part ends when its analyses reach `BLOCK_BYTES`, wherever they are kept and ho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Delivery:
         each: Each | None = None,
         journal: Journal | None = None,
     ) -> None:
+        if keep is not None and (not isinstance(keep, Integral) or keep < 1):
+            raise UserError(f"keep is {keep!r}; expected a number of members of 1 or more, None for all")
         self.cycle, self.times, self.many, self.each, self.journal = cycle, times, many, each, journal
         # Of as many members as there are all are kept, weights and all.
         self.keep = keep if keep is not None and keep < cycle.streams.rows[1] else None

@@ -66,13 +66,17 @@ class Running(NamedTuple):
         return not self.losses
 
 
+LOST = (Diverged, torch.linalg.LinAlgError, FloatingPointError)
+"""What a step raises that some rows cannot make: theirs are not the settings, which are the same for all."""
+
+
 def outlast(
     step: Callable[[tuple[int, ...]], Made], count: int
 ) -> tuple[Made | None, tuple[int, ...], Exception | None]:
     """Make a step for as many rows as can make it.
 
     Args:
-        step: makes the step for the given rows, or raises `Diverged` (or the error of a factorisation that failed).
+        step: makes the step for the given rows, or raises `Diverged` (or the error of a factorisation or a minimisation that failed).
         count: number of rows.
 
     Returns:
@@ -85,7 +89,7 @@ def outlast(
     while rows:
         try:
             return step(rows), tuple(r for r in range(count) if r not in rows), first
-        except (Diverged, torch.linalg.LinAlgError) as error:
+        except LOST as error:
             lost = _lost(step, rows, error)
             if not lost:
                 raise
@@ -105,7 +109,7 @@ def _lost(step: Callable[[tuple[int, ...]], Any], rows: tuple[int, ...], error: 
     for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         try:
             step(part)
-        except (Diverged, torch.linalg.LinAlgError) as again:
+        except LOST as again:
             lost |= _lost(step, part, again)
     return lost
 
@@ -151,7 +155,7 @@ def reason(error: Exception | None) -> str:
     """What was wrong, without the numbers of experiments: they count the rows of a part of the batch."""
     if isinstance(error, torch.linalg.LinAlgError):
         return f"{str(error).partition(':')[0]} failed"
-    what = re.sub(r" of experiment\(s\) \[.*?\]", "", str(error).split("): ", 1)[-1])
+    what = re.sub(r" of (experiment|row)\(s\) \[.*?\]+", "", str(error).split("): ", 1)[-1])
     return re.split(r"; | \(", what)[0]
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import xarray as xr
 from torch import Tensor
 
 from assimilate.baselines.base import Baseline
-from assimilate.engine.cycle import Cycle, LikelihoodOrRule, Method, space_of, with_time
+from assimilate.engine.cycle import Cycle, LikelihoodOrRule, Method, check_values, space_of, with_time
 from assimilate.engine.inspection import Inspection
 from assimilate.engine.network import Network, gather
 from assimilate.errors import UserError
@@ -24,7 +25,10 @@ from assimilate.filters.substepped import Substepped
 from assimilate.quality import Quality, check_names, controls_by_name, looks_at_background
 from assimilate.schedule import Schedule
 from assimilate.smoothers.base import Smoother
+from observations.base import ObservationOperator
 from observations.instruments import Instrument
+from observations.likelihood import Likelihood
+from observations.noise import Noise
 
 Given = xr.Dataset | Instrument | Sequence[Instrument]
 """What may be assimilated: values with a `time` dim and a likelihood, or instruments."""
@@ -63,8 +67,10 @@ def take_in(
     """Bring what `run` is given into one form; see there for the arguments.
 
     Raises:
-        UserError: instruments and a likelihood, or neither; a schedule, check or feedback that the method cannot have.
+        UserError: instruments and a likelihood, or neither; a schedule, check or feedback that the method cannot have;
+            values that are no numbers, or not as many as the operator has.
     """
+    _check_kinds(observations, likelihood, start)
     try:
         wanted = Schedule.of(schedule)
     except ValueError as error:
@@ -95,6 +101,8 @@ def take_in(
         )
         likelihood = None if likelihood is None else network
     observations = with_time(observations)
+    if not (likelihood is None or isinstance(likelihood, str)):
+        check_values(observations, likelihood)
     if wanted.divides_steps:
         if isinstance(method, Smoother):
             raise UserError(f'{method.name} has a grid of its own steps; use the schedule "nearest"')
@@ -104,6 +112,27 @@ def take_in(
     if quality is None and feedback is None:
         return Taken(method, observations, likelihood, start, None)
     return _looked_at(method, observations, likelihood, start, quality, feedback)
+
+
+def _check_kinds(observations: Any, likelihood: Any, start: Any) -> None:
+    """What is given must be of the kinds that `run` names; a class in the place of another fails far from here."""
+    listed = observations if isinstance(observations, Sequence) else [observations]
+    for one in listed:
+        if not isinstance(one, Instrument | xr.Dataset) or (one is not observations and isinstance(one, xr.Dataset)):
+            raise UserError(
+                f"the observations are or hold a {type(one).__name__}; expected a Dataset with a 'time' dim, a table "
+                "with a 'location' dim, an Instrument or a list of those"
+            )
+    if isinstance(likelihood, str) and likelihood != "own":
+        raise UserError(f"likelihood={likelihood!r}; expected a Likelihood, a function that gives one, None or 'own'")
+    known = likelihood is None or isinstance(likelihood, str | Likelihood)
+    if not known and (isinstance(likelihood, ObservationOperator | Noise | type) or not callable(likelihood)):
+        raise UserError(
+            f"likelihood is a {type(likelihood).__name__}; expected Likelihood(operator, noise), or a function that "
+            "gives one for the observations of a time"
+        )
+    if start is not None and np.size(start) != 1:
+        raise UserError(f"start holds {np.size(start)} times; expected the one time of the initial ensemble")
 
 
 def _looked_at(

@@ -248,6 +248,8 @@ def gather(
         held = [TableRows.of(i, space) if i.tabular else None for i in instruments]
         raw = [i.observations["time"].values for i in instruments]
         used = [t if rows is None else t[rows.flags != OUTSIDE] for t, rows in zip(raw, held, strict=True)]
+        if not any(t.size for t in used):
+            raise UserError(f"there are no observations to assimilate: {', '.join(names)} have no rows in the grid")
         if start is None:
             start = min(t.min() for t in used if t.size)
         clock = Clock.of(xr.DataArray(start), time_unit)

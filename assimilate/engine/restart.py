@@ -75,6 +75,7 @@ class Journal:
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
         self.folder = self.out.with_name(f"{self.out.name}.unfinished")
+        self.replaces = False
         if self.out.suffix not in SUFFIXES:
             raise UserError(f"out = '{self.out}': expected a name that ends in .nc or .zarr")
         if self.out.suffix == ".zarr":
@@ -86,20 +87,20 @@ class Journal:
                 ) from None
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make room for a run, or find that there is something.
+        """Make room for a run, or find that there is something; a result to be overwritten stays until the new one is whole.
 
         Raises:
             UserError: a result or an unfinished run is there and is neither to be resumed nor overwritten.
         """
         if resume and overwrite:
             raise UserError("resume=True goes on with what is there, overwrite=True starts anew: give one of them")
+        self.replaces = overwrite
         if overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.rmtree(self.out) if self.out.is_dir() else self.out.unlink(missing_ok=True)
         there = self.out if self.out.exists() else self.folder
-        if there.exists() and not resume:
+        if there.exists() and not (resume or overwrite):
             raise UserError(f"'{there}' is there already: resume=True goes on with it, overwrite=True starts anew")
-        if not self.out.exists():
+        if overwrite or not self.out.exists():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for draft in self.folder.glob(".*"):
@@ -113,7 +114,7 @@ class Journal:
         Raises:
             UserError: what is there is of other settings or observations, or no result of a run.
         """
-        if not self.out.exists():
+        if self.replaces or not self.out.exists():
             return False
         try:
             with self.opened() as held:
@@ -125,7 +126,10 @@ class Journal:
         # What its parts held does not matter any more.
         own = {name: value for name, value in marks.items() if name != PARTS}
         now = own | marks_of_all(observations, hash_of(observations))
-        self._check({name: value for name, value in begun.items() if name != PARTS}, now)
+        before = {name: value for name, value in begun.items() if name != PARTS}
+        if (self.folder / CHECKPOINT).exists() and differences(before, now):
+            return False  # of the run before: the one in the folder was to overwrite it, and says itself what it is of
+        self._check(before, now)
         return True
 
     def reached(self, marks: Mapping[str, str], observations: xr.Dataset, device: torch.device) -> Reached | None:

@@ -97,6 +97,17 @@ def test_interpreters_of_all_and_of_one(tmp_path):
         peers.interpreters([str(tmp_path / "nowhere")])
 
 
+def test_rows_that_were_not_measured_again_stay_in_the_file(tmp_path):
+    out = tmp_path / "peers.json"
+
+    def row(system, method, rmse):
+        return {"system": system, "method": method, "peer": "dapper", "rmse": rmse}
+
+    peers.write(out, [row("lorenz63", "EnKF", 1.0), row("lorenz96", "EnKF", 2.0)])
+    peers.write(out, [row("lorenz96", "EnKF", 3.0), row("lorenz96", "ETKF", 4.0)])
+    assert [r["rmse"] for r in json.loads(out.read_text())["rows"]] == [1.0, 3.0, 4.0]
+
+
 def test_a_peer_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(peers, "present", lambda peer, python: False)
     with pytest.raises(SystemExit) as stopped:

@@ -33,7 +33,7 @@ SEEN = Mask(SYSTEM.space, torch.arange(0, 10, 2))
 ACCURATE = 0.3
 """Standard deviation of observation errors, near that of the forecast."""
 COARSE = 1.0
-"""One that some 1000 particles without guidance can follow."""
+"""One that some hundred particles can follow."""
 
 
 def law(std):
@@ -82,9 +82,9 @@ def chi_square(method, *, members, std, assumed=None, cases=CASES, seed=0):
         (IEnKF(SYSTEM), 100, ACCURATE),
         (ExtendedKalmanFilter(SYSTEM, prior="members"), 100, ACCURATE),
         (EnKFN(SYSTEM), 20, ACCURATE),
-        (GuidedParticleFilter(SYSTEM), 200, ACCURATE),
-        (BootstrapFilter(SYSTEM), 1000, COARSE),
-        (AuxiliaryFilter(SYSTEM), 1000, COARSE),
+        (GuidedParticleFilter(SYSTEM), 400, COARSE),
+        (BootstrapFilter(SYSTEM), 600, COARSE),
+        (AuxiliaryFilter(SYSTEM), 600, COARSE),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else str(value),
 )
@@ -93,7 +93,7 @@ def test_rank_histograms_are_flat(method, members, std):
 
 
 @pytest.mark.parametrize(
-    ("method", "members", "std"), [(EnKF, 100, ACCURATE), (ETKF, 100, ACCURATE), (BootstrapFilter, 1000, COARSE)]
+    ("method", "members", "std"), [(EnKF, 100, ACCURATE), (ETKF, 100, ACCURATE), (BootstrapFilter, 600, COARSE)]
 )
 def test_the_same_check_finds_wrong_settings(method, members, std):
     without_noise = Lorenz96(size=10)
@@ -113,7 +113,7 @@ def test_ten_members_are_overconfident_without_inflation():
     [
         (EnKF(SYSTEM), 400, ACCURATE),
         (ETKF(SYSTEM), 400, ACCURATE),
-        (GuidedParticleFilter(SYSTEM), 2000, ACCURATE),
+        (GuidedParticleFilter(SYSTEM), 2000, COARSE),
         (BootstrapFilter(SYSTEM), 8000, COARSE),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else str(value),
