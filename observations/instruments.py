@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,10 @@ class Instrument:
 
     def __post_init__(self) -> None:
         """Check that the parts go together."""
+        if not isinstance(self.observations, xr.Dataset):
+            raise ValueError(f"instrument {self.name!r} was given a {type(self.observations).__name__}, no Dataset")
+        if not self.name or not isinstance(self.name, str):
+            raise ValueError(f"an instrument is called {self.name!r}; expected a name")
         if self.interpolation not in ("nearest", "bilinear"):
             raise ValueError(f"interpolation={self.interpolation!r}; expected 'nearest' or 'bilinear'")
         if not self.tabular:
@@ -67,12 +72,23 @@ class Instrument:
                     f"instrument {self.name!r} has the dims {list(map(str, self.observations.dims))}: values on a grid "
                     f"need a likelihood; a table has the dim '{LOCATION}'"
                 )
+            if isinstance(self.likelihood, ObservationOperator | Noise) or not (
+                isinstance(self.likelihood, Likelihood) or callable(self.likelihood)
+            ):
+                raise ValueError(
+                    f"the likelihood of instrument {self.name!r} is a {type(self.likelihood).__name__}; expected "
+                    "Likelihood(operator, noise), or a function that gives one for the Dataset of one time"
+                )
+            if "time" not in self.observations.dims:
+                raise ValueError(
+                    f"instrument {self.name!r} has the dims {list(map(str, self.observations.dims))}; expected 'time'"
+                )
             return
         if self.likelihood is not None:
             raise ValueError(f"instrument {self.name!r} is a table: its errors are its own; leave out the likelihood")
         object.__setattr__(self, "observations", check_table(self.observations, f"instrument {self.name!r}"))
-        if self.error is not None and not self.error > 0:
-            raise ValueError(f"instrument {self.name!r}: error={self.error}; expected a standard deviation above 0")
+        if self.error is not None and not (isinstance(self.error, Real) and 0 < self.error < np.inf):
+            raise ValueError(f"instrument {self.name!r}: error={self.error!r}; expected a standard deviation above 0")
 
     @property
     def tabular(self) -> bool:

@@ -19,7 +19,8 @@ import pytest
 import torch
 import xarray as xr
 
-from assimilate.engine import delivery, restart, storage
+from assimilate import storage
+from assimilate.engine import delivery, restart
 from assimilate.engine.fingerprints import digest, mark
 from assimilate.engine.restart import Journal
 from assimilate.engine.states import flattened, rebuilt, rows_of, settled
@@ -345,7 +346,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     whole = run(BootstrapFilter(MODEL), OBSERVATIONS, **COMMON, out=out, resume=True, progress=again.append)
     assert again == list(range(3, 12))
     assert same(loaded(whole), run(BootstrapFilter(MODEL), OBSERVATIONS, **COMMON)) == []
-    stopped(BootstrapFilter(MODEL), OBSERVATIONS, out, 9, **COMMON, checkpoint_every=3, overwrite=True)
+    out.unlink()
+    stopped(BootstrapFilter(MODEL), OBSERVATIONS, out, 9, **COMMON, checkpoint_every=3)
     for name in ("checkpoint", "earlier"):
         (folder / f"{name}.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read.*overwrite=True"):

@@ -315,7 +315,7 @@ def check_values(observations: xr.Dataset, likelihood: LikelihoodOrRule) -> None
     arrays = observations.data_vars
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
-            raise UserError(f"the observations '{name}' are of type {array.dtype}; expected numbers, NaN where not seen")
+            raise UserError(f"the observations '{name}' are of type {array.dtype}; expected numbers, NaN: not observed")
         if array.chunks is None and np.isinf(array.values).any():
             raise UserError(f"the observations '{name}' hold an infinite value; NaN means not observed")
     if isinstance(likelihood, Likelihood) and arrays:

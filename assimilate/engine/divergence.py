@@ -76,7 +76,8 @@ def outlast(
     """Make a step for as many rows as can make it.
 
     Args:
-        step: makes the step for the given rows, or raises `Diverged` (or the error of a factorisation or a minimisation that failed).
+        step: makes the step for the given rows, or raises one of `LOST`: `Diverged`, or the error of a factorisation or
+            a minimisation that failed.
         count: number of rows.
 
     Returns:

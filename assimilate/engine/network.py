@@ -31,6 +31,9 @@ from observations.instruments import Instrument
 from observations.likelihood import Likelihood
 from observations.tables import LOCATION, channels_of, places_of
 
+RESERVED = {"time", "experiment", "member", LOCATION}
+"""Names of dims, which no instrument can have."""
+
 
 class Rows(NamedTuple):
     """What is known of the m observed values of one time, in their order.
@@ -74,7 +77,7 @@ class TableRows:
     def of(cls, instrument: Instrument, space: Space) -> TableRows:
         """Rows that are missing, rejected by their flag or error, or where the state cannot be read, are flagged."""
         table, errors = instrument.observations, instrument.errors()
-        values = table["value"].values.astype(np.float64).reshape(-1, table.sizes[LOCATION])
+        values = np.atleast_2d(table["value"].values.astype(np.float64))
         flags = np.where(np.isnan(values).all(0), MISSING, UNDECIDED)
         lost = np.isnan(errors)
         if "flag" in table:
@@ -242,14 +245,16 @@ def gather(
         UserError: names that repeat, tables that do not fit the state, dates mixed with numbers, no observations.
     """
     names = [i.name for i in instruments]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"instruments need names of their own; given {names}")
+    if not names or len(set(names)) < len(names) or RESERVED & set(names):
+        raise UserError(f"instruments need names of their own, none of {sorted(RESERVED)}; given {names}")
     try:
         held = [TableRows.of(i, space) if i.tabular else None for i in instruments]
         raw = [i.observations["time"].values for i in instruments]
         used = [t if rows is None else t[rows.flags != OUTSIDE] for t, rows in zip(raw, held, strict=True)]
         if not any(t.size for t in used):
-            raise UserError(f"there are no observations to assimilate: {', '.join(names)} have no rows in the grid")
+            raise UserError(f"there are no observations to assimilate; {', '.join(names)}: no values at any time")
+        if len({t.dtype.kind == "M" for t in used if t.size}) > 1:
+            raise UserError(f"the instruments {', '.join(names)} mix dates and plain numbers on one time axis")
         if start is None:
             start = min(t.min() for t in used if t.size)
         clock = Clock.of(xr.DataArray(start), time_unit)
@@ -268,6 +273,10 @@ def gather(
     except (DataError, ValueError, KeyError) as error:
         raise UserError(str(error)) from error
     sizes = {p.sizes["experiment"] for p in pieces if "experiment" in p.dims} - {1}
+    labels = [str(n) for p in pieces for n in {*p.variables, *p.dims} - {"time", "experiment"}]
+    double = {n for n in labels if labels.count(n) > 1}
+    if double:
+        raise UserError(f"the instruments {names} would have two variables '{min(double)}'; rename one of them")
     if len(sizes) > 1:
         raise UserError(f"instruments have {sorted(sizes)} experiments; expected one number, or 1")
     whole = xr.merge(pieces, compat="override", join="override", combine_attrs="drop")
@@ -321,7 +330,8 @@ def _packed(instrument: Instrument, rows: TableRows, index: np.ndarray, count: i
     packed[index, slots] = numbers
     values = instrument.observations["value"].values.astype(np.float64)
     values = np.where(rows.flags == UNDECIDED, values, np.nan)
-    values = np.where(packed >= 0, values[..., packed], np.nan)
+    # A slot without a row, -1, takes what stands after the last one.
+    values = np.concatenate([values, np.full((*values.shape[:-1], 1), np.nan)], -1)[..., packed]
     dims = (*(["experiment"] if values.ndim == 3 else []), "time", f"{name}_slot")
     return [
         (

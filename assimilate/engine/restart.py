@@ -74,10 +74,10 @@ class Journal:
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
+        if self.out.suffix not in SUFFIXES:
+            raise UserError(f"out = '{out}': expected a name that ends in .nc or .zarr")
         self.folder = self.out.with_name(f"{self.out.name}.unfinished")
         self.replaces = False
-        if self.out.suffix not in SUFFIXES:
-            raise UserError(f"out = '{self.out}': expected a name that ends in .nc or .zarr")
         if self.out.suffix == ".zarr":
             try:
                 import zarr  # noqa: F401
@@ -87,26 +87,34 @@ class Journal:
                 ) from None
 
     def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make room for a run, or find that there is something; a result to be overwritten stays until the new one is whole.
+        """Make room for a run, or find that there is something; what is overwritten stays until the new one is whole.
 
         Raises:
-            UserError: a result or an unfinished run is there and is neither to be resumed nor overwritten.
+            UserError: a result or an unfinished run is there and is neither to be resumed nor overwritten; something
+                else is there; or the folder cannot be made.
         """
         if resume and overwrite:
             raise UserError("resume=True goes on with what is there, overwrite=True starts anew: give one of them")
         self.replaces = overwrite
+        try:
+            known = self.out.exists()
+        except OSError as error:
+            raise UserError(f"out = '{self.out}' cannot be a file: {error.strerror or error}") from error
+        if known and self.out.is_dir() != (self.out.suffix == ".zarr"):
+            kind = "folder and no netCDF file" if self.out.is_dir() else "file and no Zarr store"
+            raise UserError(f"'{self.out}' is there already and is a {kind}; give another name")
         if overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
-        there = self.out if self.out.exists() else self.folder
+        there = self.out if known else self.folder
         if there.exists() and not (resume or overwrite):
             raise UserError(f"'{there}' is there already: resume=True goes on with it, overwrite=True starts anew")
-        if overwrite or not self.out.exists():
+        if overwrite or not known:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for draft in self.folder.glob(".*"):
                     draft.unlink()  # what a killed run was writing
-            except OSError as error:
-                raise UserError(f"'{self.folder}' cannot be made: {error.strerror or error}") from error
+            except (OSError, ValueError) as error:
+                raise UserError(f"'{self.folder}' cannot be made: {getattr(error, 'strerror', error)}") from error
 
     def finished(self, marks: Mapping[str, str], observations: xr.Dataset) -> bool:
         """Whether the result is there, of this run.
@@ -114,7 +122,8 @@ class Journal:
         Raises:
             UserError: what is there is of other settings or observations, or no result of a run.
         """
-        if self.replaces or not self.out.exists():
+        # Beside a result, a checkpoint is that of a run that was to overwrite it: that run goes on.
+        if self.replaces or not self.out.exists() or (self.folder / CHECKPOINT).exists():
             return False
         try:
             with self.opened() as held:
@@ -126,10 +135,7 @@ class Journal:
         # What its parts held does not matter any more.
         own = {name: value for name, value in marks.items() if name != PARTS}
         now = own | marks_of_all(observations, hash_of(observations))
-        before = {name: value for name, value in begun.items() if name != PARTS}
-        if (self.folder / CHECKPOINT).exists() and differences(before, now):
-            return False  # of the run before: the one in the folder was to overwrite it, and says itself what it is of
-        self._check(before, now)
+        self._check({name: value for name, value in begun.items() if name != PARTS}, now)
         return True
 
     def reached(self, marks: Mapping[str, str], observations: xr.Dataset, device: torch.device) -> Reached | None:
@@ -203,7 +209,9 @@ class Journal:
         self.clear()
 
     def clear(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, first of all what says that there is a run to go on with."""
+        for name in (EARLIER, CHECKPOINT):
+            (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

@@ -31,8 +31,8 @@ class ResidualCorrelation:
 
     Args:
         ratios: noise levels, increasing, `(levels,)`, in units of the residual.
-        power: P at each of them, `(levels, channel, rows, columns // 2 + 1)`. Its mean is 1, unless it was calibrated
-            (`assimilate.learning.transition_fit.calibrated`): then the factor on the variance.
+        power: P at each of them, `(levels, channel, rows, columns // 2 + 1)`. Its mean is the factor by which the
+            variance was calibrated, 1 if it was not.
     """
 
     ratios: Tensor
@@ -95,47 +95,3 @@ def measured_correlation(
             errors.append((batch.clean - clean.mean) / clean.covariance.variance.sqrt())
         table.append(correlation_power(torch.cat(errors)))
     return ResidualCorrelation(levels, torch.stack(table).cpu())
-
-
-def shells(rows: int, columns: int) -> Tensor:
-    """The shell of each wave as `torch.fft.rfft2` orders them, `(rows, columns // 2 + 1)`: its whole wavenumber.
-
-    On a grid that is not square, wavenumbers are those of the shorter side.
-    """
-    short = min(rows, columns)
-    down = torch.fft.fftfreq(rows, 1 / short, dtype=torch.float64)[:, None]
-    across = torch.fft.rfftfreq(columns, 1 / short, dtype=torch.float64)[None]
-    return ((down**2 + across**2).sqrt() + 0.5).floor().long()
-
-
-def shell_power(fields: Tensor) -> Tensor:
-    """Sums of squares of fields `(*b, channel, rows, columns)` by shell, `(*b, channel, shell)`, by Parseval."""
-    rows, columns = fields.shape[-2:]
-    power = torch.fft.rfft2(fields, norm="ortho").abs().square().double()
-    # Columns stand for a wave and its mirror, except the first and, for an even number, the last.
-    share = torch.full((columns // 2 + 1,), 2.0, dtype=power.dtype, device=power.device)
-    share[0] = 1.0
-    if columns % 2 == 0:
-        share[-1] = 1.0
-    index = shells(rows, columns).flatten().to(power.device)
-    sums = power.new_zeros(*power.shape[:-2], int(index.max()) + 1)
-    return sums.index_add(-1, index, (power * share).flatten(-2))
-
-
-def shell_factors(wanted: Tensor, spread: Tensor) -> Tensor:
-    """What the variance of each shell is to be multiplied by, `(channel, shell)`; 1 where there is next to nothing.
-
-    Args:
-        wanted: what the variance should be, any common factor, `(channel, shell)`.
-        spread: what it is.
-    """
-    filled = spread > 1e-6 * spread.amax(-1, keepdim=True)
-    # An error less than its own sampling error is no reason to take all spread away at once.
-    return torch.where(filled, (wanted / spread.clamp_min(1e-300)).clamp(0.25, 4.0), 1.0)
-
-
-def on_shells(values: Tensor, like: Tensor) -> Tensor:
-    """Values `(channel, shell)` at every wave of `like`, `(..., channel, rows, columns // 2 + 1)`."""
-    rows, waves = like.shape[-2:]
-    # Only an even number of columns is told by the number of waves.
-    return values[:, shells(rows, 2 * (waves - 1))]

@@ -21,13 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from assimilate.learning.correlation import (
-    ResidualCorrelation,
-    measured_correlation,
-    on_shells,
-    shell_factors,
-    shell_power,
-)
+from assimilate.learning.correlation import ResidualCorrelation, measured_correlation
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.fit import Draw, FitSettings, fit, seeded
 from assimilate.learning.forecast import MeanForecast
@@ -43,10 +37,6 @@ from dynamics import Dynamics
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-_ROUNDS = 6
-"""Of the calibration; the last changes the spread by less than its sampling error."""
 
 
 @dataclass(frozen=True)
@@ -200,16 +190,13 @@ def fit_transition(
 
 
 def calibrated(
-    transition: LearnedTransition, held_out: Trajectories, *, states: int = 256, members: int = 8, seed: int = 12
+    transition: LearnedTransition, held_out: Trajectories, *, states: int = 64, members: int = 8, seed: int = 12
 ) -> LearnedTransition:
     """The transition with its correlation scaled so that the spread of a step equals its error on held-out steps.
 
     A table that is the same for all states leaves out what depends on the state, and a few steps of the sampler do not
-    make all of it good. One factor for each shell of wavenumbers does, in six rounds. Two laws ask for a variance
-    there: the mean squared error of the members' mean (less their own sampling error), and what the mean lacks of the
-    energy of the truth. They are one for a perfect mean; here the variance is their geometric mean, the second at most
-    twice and at least half the first. Large eddies and small ones then have the right spread, and members the spectrum
-    of the truth.
+    make all of it good. One factor on the variance does, by the ratio of the mean squared error of the members' mean
+    (less their own sampling error) to their variance, in three rounds.
 
     Args:
         transition: with a correlation.
@@ -220,29 +207,21 @@ def calibrated(
     """
     rng = torch.Generator().manual_seed(seed)
     found, _ = held_out.windows(states, transition.frames + 1, rng)
+    x, past, after = split_window(found)
+    many = x.unsqueeze(1).expand(-1, members, *x.shape[1:]).contiguous()
+    before = past.unsqueeze(1).expand(-1, members, *past.shape[1:])
     factors = []
-    for _ in range(_ROUNDS):
+    for _ in range(3):
         assert transition.correlation is not None
-        error, lacking, spread = torch.zeros(()), torch.zeros(()), torch.zeros(())
-        for some in found.split(32):
-            x, past, after = split_window(some)
-            many = x.unsqueeze(1).expand(-1, members, *x.shape[1:]).contiguous()
-            context = transition.context(many, 0.0, past.unsqueeze(1).expand(-1, members, *past.shape[1:]))
-            with torch.no_grad():
-                drawn = draw(transition, many, 0.0, event_dims=transition.event_dims, rng=rng, context=context).x
-            mean = drawn.mean(1)
-            scatter = shell_power(drawn - mean.unsqueeze(1)).sum((0, 1)) / (members - 1)
-            spread = spread + scatter
-            error = error + shell_power(mean - after).sum(0) - scatter / members
-            lacking = lacking + (shell_power(after) - shell_power(mean)).sum(0) + scatter / members
-        wanted = error * (lacking / error.clamp_min(1e-300)).clamp(0.5, 2.0).sqrt()
-        # The spread of a step follows the table with a power of a third to one: later levels put some of it right.
-        factor = shell_factors(wanted, spread) ** 1.5
-        factors.append([round(float(f), 4) for f in factor.flatten()])
-        correlation = transition.correlation
-        power = correlation.power * on_shells(factor, correlation.power).to(correlation.power)
-        transition = replace(transition, correlation=ResidualCorrelation(correlation.ratios, power))
-    record = {**transition.record, "calibration": {"factors": factors, "states": states}}
+        context = transition.context(many, 0.0, before)
+        with torch.no_grad():
+            drawn = draw(transition, many, 0.0, event_dims=transition.event_dims, rng=rng, context=context).x
+        spread = drawn.var(1).mean()
+        error = (drawn.mean(1) - after).square().mean() - spread / members
+        factors.append(float(error / spread))
+        power = transition.correlation.power * factors[-1]
+        transition = replace(transition, correlation=ResidualCorrelation(transition.correlation.ratios, power))
+    record = {**transition.record, "calibration": {"factors": [round(f, 4) for f in factors], "states": states}}
     return replace(transition, record=record)
 
 

@@ -33,8 +33,8 @@ References:
     systems, https://doi.org/10.5194/npg-19-383-2012 (certainty)
 
 Differs from the papers: the noise of the model is moved with the same weights as the initial state (they assume a
-perfect model), and steps are halved. With a certainty T leaves
-out the last term of the Hessian of J, as the EnKF-N here does, and a single iteration finds l and w together.
+perfect model), and steps are halved. With a certainty T leaves out the last term of the Hessian of J, as the EnKF-N
+here does, and a single iteration finds l and w together.
 
 Which slopes, mean error of 16 runs: on Lorenz-96 seen every 0.6 (25 members; 0.46 in DAPPER's table) "members" 0.47,
 "tangent" 0.55, with runs that lose the truth for a while; half of it seen every 0.4 (40 members, lag 2; 0.52 there)

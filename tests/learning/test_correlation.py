@@ -1,7 +1,6 @@
 """The correlation of what a denoiser leaves open: measured, kept in the file, and calibrated on held-out steps."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,21 +8,14 @@ import torch
 from torch import nn
 
 from assimilate.learning.checkpoint import save_checkpoint
-from assimilate.learning.correlation import (
-    ResidualCorrelation,
-    measured_correlation,
-    on_shells,
-    shell_factors,
-    shell_power,
-)
+from assimilate.learning.correlation import ResidualCorrelation, measured_correlation
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.fit import FitSettings
 from assimilate.learning.networks import UNetSettings
 from assimilate.learning.objectives import Batch
 from assimilate.learning.pretrained import load_pretrained
 from assimilate.learning.samples import Trajectories
-from assimilate.learning.transition import LearnedTransition
-from assimilate.learning.transition_fit import TransitionFit, calibrated, fit_transition
+from assimilate.learning.transition_fit import TransitionFit, fit_transition
 from assimilate.posterior.periodic import Periodic
 from assimilate.posterior.transition import draw
 from dynamics import Coordinate, Field, Space, Streams
@@ -90,20 +82,14 @@ def trajectories() -> Trajectories:
     return Trajectories(torch.stack(states, 1), space, 1.0)
 
 
-@pytest.fixture(scope="module")
-def made(trajectories: Trajectories) -> LearnedTransition:
+def test_a_fitted_transition_has_the_spread_of_its_errors(trajectories: Trajectories, tmp_path) -> None:
     quick = FitSettings(steps=80, batch=16, learning_rate=5e-3, warmup=10, ema=0.9, held_out_every=0)
     network = {"widths": [16, 24], "padding": "circular"}
     settings = TransitionFit(
         architecture="unet", forecast_network=network, denoiser_network=network, forecast=quick, denoiser=quick,
         held_out=0.25, ratios=(50.0, 0.1), correlated=True, steps=4, stored=8,
     )  # fmt: skip
-    return fit_transition(trajectories, settings)
-
-
-def test_a_fitted_transition_has_the_spread_of_its_errors(
-    trajectories: Trajectories, made: LearnedTransition, tmp_path
-) -> None:
+    made = fit_transition(trajectories, settings)
     loaded = load_pretrained(save_checkpoint(made.to_checkpoint(), tmp_path / "made.safetensors"))
     x, after = trajectories.states[12:, ::4][:, :4].flatten(0, 1), trajectories.states[12:, 1::4][:, :4].flatten(0, 1)
     many = x.unsqueeze(1).expand(-1, 8, *x.shape[1:]).contiguous()
@@ -114,41 +100,7 @@ def test_a_fitted_transition_has_the_spread_of_its_errors(
     # 16 steps of about 40 waves each: the squared error is known to sqrt(2 / 640) = 6 %, three times that.
     assert abs(spread / error - 1) < 0.18
     assert torch.equal(loaded.correlation.power, made.correlation.power)
-    assert len(made.record["calibration"]["factors"]) == 6
-
-
-def test_shells_hold_the_sum_of_squares_and_scale_waves() -> None:
-    for size in ((16, 16), (16, 20)):
-        drawn = torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        assert torch.allclose(shell_power(drawn).sum(-1), drawn.square().sum((-2, -1)))
-    wave = torch.cos(2 * math.pi * 3 * torch.arange(16.0) / 16).expand(1, 16, 16)
-    found = shell_power(wave)[0]
-    assert int(found.argmax()) == 3 and float(found[3] / found.sum()) > 1 - 1e-6
-    factors = shell_factors(torch.tensor([[8.0, 1.0, 1.0]]), torch.tensor([[1.0, 2.0, 0.0]]))
-    assert factors.tolist() == [[4.0, 0.5, 1.0]]
-    power = on_shells(torch.arange(12.0)[None], torch.ones(13, 1, 16, 9))
-    assert power.shape == (1, 16, 9) and float(power[0, 3, 0]) == 3.0 and float(power[0, -3, 0]) == 3.0
-
-
-def test_a_wrong_shell_is_put_right(trajectories: Trajectories, made: LearnedTransition) -> None:
-    """Large eddies with too little spread and small ones with too much get that of their errors."""
-    table = made.correlation
-    tilt = torch.where(torch.arange(12) < 3, 0.3, 2.5)[None]
-    tilted = table.power * on_shells(tilt, table.power)
-    wrong = replace(made, correlation=ResidualCorrelation(table.ratios, tilted))
-    x, after = trajectories.states[12:, ::4][:, :4].flatten(0, 1), trajectories.states[12:, 1::4][:, :4].flatten(0, 1)
-    many = x.unsqueeze(1).expand(-1, 16, *x.shape[1:]).contiguous()
-    ratios = []
-    for one in (wrong, calibrated(wrong, replace(trajectories, states=trajectories.states[12:]), states=48)):
-        with torch.no_grad():
-            drawn = draw(one, many, 0.0, event_dims=3, rng=Streams(1, len(x), 16).at(0)).x
-        mean = drawn.mean(1)
-        spread = shell_power(drawn - mean.unsqueeze(1)).sum((0, 1, 2)) / 15
-        error = shell_power(mean - after).sum((0, 1)) - spread / 16
-        ratios.append((spread / error)[2:5])
-    # Shells 2 to 4 hold the ring; 16 steps of at least 12 waves there: sqrt(2 / 192) = 10 %, three times that.
-    assert float((ratios[1] - 1).abs().max()) < 0.3
-    assert float((ratios[0] - 1).abs().max()) > 0.3
+    assert 0.2 < made.record["calibration"]["factors"][0] < 5
 
 
 def test_a_correlation_needs_levels() -> None:
