@@ -9,6 +9,7 @@ is recorded by name; the others go on, and what is written stays.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from assimilate.devices import find_device
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.feedback import Feedback
-from assimilate.filters.base import Filter
+from assimilate.filters.base import DivergenceWarning, Filter
 from assimilate.judging import Judge, expectations
 from assimilate.methods import check_labels, initial_prior, method_of
 from assimilate.problem import Problem, prepare
@@ -335,25 +336,28 @@ def one_run(
         initial = initial_prior(problem, entry.members, seed, dtype)
     quality = problem.quality(method) if entry.observed else None
     feedback = Feedback() if quality is not None and isinstance(method, Filter) else None
-    analysis = run(
-        method,
-        problem.observations,
-        likelihood=problem.likelihood if entry.observed else None,
-        schedule="substep" if problem.divides_steps else "exact",
-        quality=quality,
-        feedback=feedback,
-        members=entry.members,
-        seed=seed,
-        initial=initial,
-        initial_std=std,
-        start=problem.start,
-        time_unit=card.truth.time_unit,
-        dtype=dtype,
-        device=place,
-        keep=entry.keep,
-        each=judge,
-        progress=lambda index: listener.advanced(label),
-    )
+    with warnings.catch_warnings():
+        # The result says which experiments diverged, and so does the table.
+        warnings.simplefilter("ignore", DivergenceWarning)
+        analysis = run(
+            method,
+            problem.observations,
+            likelihood=problem.likelihood if entry.observed else None,
+            schedule="substep" if problem.divides_steps else "exact",
+            quality=quality,
+            feedback=feedback,
+            members=entry.members,
+            seed=seed,
+            initial=initial,
+            initial_std=std,
+            start=problem.start,
+            time_unit=card.truth.time_unit,
+            dtype=dtype,
+            device=place,
+            keep=entry.keep,
+            each=judge,
+            progress=lambda index: listener.advanced(label),
+        )
     return analysis if feedback is None else feedback.beside(analysis)
 
 

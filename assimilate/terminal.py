@@ -146,12 +146,16 @@ def _units(units: str, before: str) -> str:
 
 
 def _print_checks(outcome: Outcome) -> None:
-    """Expected scores and failures."""
+    """Expected scores, experiments that diverged, and failures."""
     task = "" if outcome.task is None else f"{outcome.task}: "
     for check in outcome.checks:
         mark = "[green]✓[/]" if check["passed"] else "[red]✗[/]"
         said = f"{mark} {task}{check['method']}: {check['text']}, found {number(check['found'])}"
         console.print(said, highlight=False)
+    for label, values in outcome.scores.items():
+        if values.get("diverged"):
+            said = f"[yellow]diverged:[/] {task}{label}: {values['diverged']:g} experiments, which are in no score"
+            errors.print(said, highlight=False, soft_wrap=True)
     for failure in outcome.failures:
         said = f"[red]failed:[/] {task}{failure['method']}: {failure['error']}"
         errors.print(said, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Two public solvers against ours, from the same vorticity. A peer that is not installed is skipped (extra `peers`).
+"""Two public solvers against ours, from the same vorticity. A peer that is not installed is skipped (extras `peers`, `peers-torch-cfd`).
 
 Both write the advection as u.grad w (ours: Basdevant's form) and step by a Runge-Kutta scheme of order 4 with
 Crank-Nicolson for the linear part, which is of order 2. They keep one row of modes more than the two-thirds rule
@@ -16,7 +16,7 @@ import torch
 from dynamics.navier_stokes import NavierStokes
 
 SYSTEM = NavierStokes(size=64, viscosity=1e-3, drag=0.1, dt=0.25)
-HOW = "is not installed: pip install 'assimilate-da[peers]'"
+HOW = "is not installed: pip install 'assimilate-da[{}]'"
 
 
 def kept(size):
@@ -29,7 +29,7 @@ class TorchCfd:
     """torch-cfd, in float64."""
 
     def __init__(self, system):
-        pytest.importorskip("torch_cfd", reason=f"torch-cfd {HOW}")
+        pytest.importorskip("torch_cfd", reason="torch-cfd " + HOW.format("peers-torch-cfd"))
         from torch_cfd import spectral
         from torch_cfd.grids import Grid
 
@@ -61,8 +61,8 @@ class JaxCfd:
     """jax-cfd, in float64."""
 
     def __init__(self, system):
-        self.jax = pytest.importorskip("jax", reason=f"jax {HOW}")
-        pytest.importorskip("jax_cfd", reason=f"jax-cfd {HOW}")
+        self.jax = pytest.importorskip("jax", reason="jax " + HOW.format("peers"))
+        pytest.importorskip("jax_cfd", reason="jax-cfd " + HOW.format("peers"))
         from jax_cfd.base.grids import Grid
         from jax_cfd.spectral import equations, time_stepping
 
