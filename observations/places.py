@@ -47,9 +47,11 @@ def point_array(space: Space, points: Any) -> np.ndarray:
     if not space.grid:
         raise ValueError("stations need a grid; this Space has scalar fields only: use Select")
     if hasattr(points, "keys"):
-        return np.stack(
-            [np.asarray(_column(space, points, name), dtype=np.float64) for name in space.position_names], -1
-        )
+        columns = {name: np.asarray(_column(space, points, name)) for name in space.position_names}
+        for name, column in columns.items():
+            if column.dtype.kind not in "fiu":
+                raise ValueError(f"the {name!r} of the points holds {column.dtype}; expected numbers")
+        return np.stack([column.astype(np.float64) for column in columns.values()], -1)
     array = np.asarray(points, dtype=np.float64)
     width = len(space.position_names)
     if array.ndim == 1 and width == 1:
@@ -81,6 +83,8 @@ def fractional_indices(space: Space, points: np.ndarray, names: Sequence[str] | 
         longitude = space.coords[space.spherical[1]]
         turned = longitude.numbers if longitude.dims == dims else longitude.numbers.T
         inverted = _invert_curvilinear(space.coords[space.spherical[0]].numbers, turned, points[:, :2])
+        # A latitude beyond a pole is no place, though its unit vector is one: columns may have been exchanged.
+        inverted[np.abs(points[:, 0]) > 90] = np.nan
         for axis, dim in enumerate(dims):
             found[:, space.grid.index(dim)] = inverted[:, axis]
         rest = rest[2:]

@@ -31,13 +31,15 @@ from assimilate.posterior.predictors import GaussianPredictor
 from assimilate.posterior.transition import ExactTransition
 from assimilate.posterior.windows import WindowPrior
 from assimilate.variational.background import DenseBackground
-from dynamics import CapabilityError, Coordinate, Field, LinearGaussian, Lorenz63, Space
-from observations import GaussianNoise, Identity, Instrument, Likelihood, Mask, Select
+from dynamics import CapabilityError, Coordinate, Field, LinearGaussian, Lorenz63, Space, florence_space
+from observations import GaussianNoise, Identity, Instrument, Likelihood, Mask, Select, Stations
 
 MODEL = Lorenz63(noise_std=0.1)
 LIKELIHOOD = Likelihood(Identity(MODEL.space), GaussianNoise(1.0))
 TIMES = MODEL.dt * np.arange(4)
 VALUES = np.random.default_rng(0).normal(0.0, 5.0, (4, 3))
+PLANE = {d: Coordinate(np.arange(4.0), (d,), "m") for d in "yx"}
+WIND = Space((Field("u", "m/s", ("y", "x")), Field("v", "m/s", ("y", "x"))), PLANE)
 few = settings(max_examples=12)
 
 
@@ -57,7 +59,7 @@ def speaks(error):
 
 
 def finite(result):
-    return bool(np.isfinite(result[list(result.data_vars)[0]].values).all())
+    return bool(np.isfinite(result[next(iter(result.data_vars))].values).all())
 
 
 # ---------------------------------------------------------------------------------------------------- observed values
@@ -109,7 +111,7 @@ def test_numbers_of_any_type_are_the_same_numbers(kind):
 
 @pytest.mark.parametrize("kind", ["U4", "object", "complex128", "datetime64[ns]", "timedelta64[ns]"])
 def test_what_is_no_number_is_refused(kind):
-    with pytest.raises(UserError, match="'y' are of type .*expected numbers"):
+    with pytest.raises(UserError, match=r"'y' are of type .*expected numbers"):
         analysed(observations=observed(np.ones((4, 3)).astype(kind)))
 
 
@@ -129,19 +131,37 @@ def test_numbers_of_experiments_agree_or_it_is_said(seen, known):
     if seen == known or 1 in (seen, known):
         assert analysed(observations=observations, initial=initial).sizes["experiment"] == max(seen, known)
         return
-    with pytest.raises(UserError, match=f"{seen} .*{known}|{known} .*{seen}"):
+    with pytest.raises(UserError, match=rf"{seen}\b.*\b{known}\b|{known}\b.*\b{seen}\b"):
         analysed(observations=observations, initial=initial)
+
+
+@pytest.mark.parametrize("instrument", [False, True])
+def test_values_on_the_grid_have_its_dims_in_its_order(instrument):
+    likelihood = Likelihood(Identity(WIND), GaussianNoise(1.0))
+    method = registry.resolve("method", "LinearInterpolation")(WIND)
+    values = np.arange(64.0).reshape(2, 2, 4, 4)
+    right = xr.Dataset({"wind": (("time", "component", "y", "x"), values)}, {"time": [0.0, 1.0]})
+
+    def analysed(observations):
+        if instrument:
+            return run(method, Instrument("wind", observations, likelihood))
+        return run(method, observations, likelihood=likelihood)
+
+    np.testing.assert_array_equal(analysed(right)["u_mean"], values[:, 0])
+    with pytest.raises(UserError, match=r"has the dims \['x', 'y'\], the grid \['y', 'x'\]; transpose"):
+        analysed(right.transpose("time", "component", "x", "y"))
 
 
 # -------------------------------------------------------------------------------------------------------------- times
 
 
-@given(
-    steps=st.lists(st.sampled_from([-1.0, 0, 1, 2, 3, 5, 2.4, math.nan, math.inf, -math.inf]), min_size=1, max_size=4)
-)
+MOMENTS = st.sampled_from([-1.0, 0.0, 1.0, 2.0, 3.0, 5.0, 2.4, math.nan, math.inf, -math.inf])
+
+
+@given(steps=st.lists(MOMENTS, min_size=1, max_size=4))
 @settings(max_examples=30)
 def test_times_increase_in_whole_steps_or_it_is_said(steps):
-    times = np.array(steps, dtype=float)
+    times = np.array(steps)
     observations = observed(VALUES[: len(times)], MODEL.dt * times)
     right = bool(np.isfinite(times).all() and (np.diff(times) > 0).all() and (times[0] >= 0))
     if right and all(t == round(t) for t in steps):
@@ -260,7 +280,7 @@ def test_rows_of_a_table_come_in_any_order(order):
 )
 @few
 def test_rows_that_cannot_be_used_are_as_if_they_were_not_there(places, flags, errors, values):
-    rows = {"site": places, "flag": flags, "error": errors, "value": values}
+    rows = {"site": places, "flag": flags, "error": errors, "value": values, "time": [1.0, 1.0, 1.0]}
     inside = np.isfinite(places)
     usable = inside & (np.array(flags) == 0) & np.isfinite(errors) & np.isfinite(values)
     if not inside.any():
@@ -273,11 +293,7 @@ def test_rows_that_cannot_be_used_are_as_if_they_were_not_there(places, flags, e
         np.testing.assert_array_equal(result["x_mean"], result["x_background_mean"])
         return
     kept = of_table(table(**rows).isel(location=np.flatnonzero(usable)))
-    # The times of rows that are not used are analyses too: without observations, of a linear model.
-    both = np.intersect1d(kept["time"], result["time"])
-    chosen = [one["x_mean"].sel(time=both[-1:]).values for one in (kept, result)]
-    if kept.sizes["time"] == result.sizes["time"]:
-        np.testing.assert_allclose(*chosen, atol=1e-12)
+    np.testing.assert_allclose(result["x_mean"], kept["x_mean"], atol=1e-12)
 
 
 NUMBERS = st.sampled_from([0.5, -1.0, 0.0, math.nan, math.inf, -math.inf])
@@ -302,7 +318,7 @@ def test_a_column_of_anything_is_used_or_refused_in_one_line(column, content):
         return
     assert finite(result)
     # Only numbers can have been used: texts, dates, objects and complex numbers are names, or errors.
-    if column in ("value", "error", "flag", "withheld") and content is not None:
+    if column not in ("variable", "station", "instrument") and content is not None:
         assert np.asarray(content).dtype.kind in "fiub"
 
 
@@ -359,15 +375,22 @@ def test_what_does_not_go_together_is_said(made, message):
     assert speaks(caught.value)
 
 
+def test_a_latitude_beyond_a_pole_is_outside_of_a_grid_on_the_sphere():
+    # Its unit vector is that of a place on the other side of the pole: here one in the middle of the grid.
+    space = florence_space()
+    lat, lon = (float(space.coords[name].numbers[60, 40]) for name in space.spherical)
+    Stations(space, [[lat, lon]])
+    with pytest.raises(ValueError, match="outside the grid"):
+        Stations(space, [[180.0 - lat, lon + 180.0]])
+
+
 # ------------------------------------------------------------------------------------------------- settings of methods
 
 CHAIN = LinearGaussian.scalar(0.8, 0.6)
 ON_RING = Likelihood(Mask(RING.space, [0, 2, 3]), GaussianNoise(0.5))
 ON_CHAIN = Likelihood(Identity(CHAIN.space), GaussianNoise(0.5))
-PLANE = {d: Coordinate(np.arange(4.0), (d,), "m") for d in "yx"}
-WIND = Space((Field("u", "m/s", ("y", "x")), Field("v", "m/s", ("y", "x"))), PLANE)
 NEEDED = {
-    **dict.fromkeys(("LocalParticleFilter", "LETKF", "LocalEnKF", "LocalEAKF"), {"radius": 2.0}),
+    **{local: {"radius": 2.0} for local in ("LocalParticleFilter", "LETKF", "LocalEnKF", "LocalEAKF")},
     "CorrectedForecast": {"weight": 1.0},
     "OptimalInterpolation": {"mean": 0.0, "variance": 1.0, "length": 1.0},
     "DivergenceFreeInterpolation": {"mean": (0.0, 0.0), "variance": 1.0, "length": 1.0},
@@ -375,32 +398,37 @@ NEEDED = {
 
 
 def method_of(name):
-    """A method with settings that are right, and the observations for it; None where a run needs more than a ring."""
+    """A method with settings that are right, observations (None: a run needs more than a ring) and arguments of run."""
     kind = registry.resolve("method", name)
-    observations, likelihood = observed(VALUES, np.arange(1.0, 5.0)), ON_RING
+    observations, more = observed(VALUES, np.arange(1.0, 5.0)), {"likelihood": ON_RING}
     if name == "GaugeFlowDAS":
-        return kind(load_pretrained("rain-hourly")), None, None
+        return kind(load_pretrained("rain-hourly")), None, {}
     if name == "DivergenceFreeInterpolation":
-        return kind(WIND, **NEEDED[name]), None, None
+        return kind(WIND, **NEEDED[name]), None, {}
     if name == "SDA":
         lag = (torch.arange(3)[:, None] - torch.arange(3)[None]).abs().double()
         predictor = GaussianPredictor(0.8**lag, VE(), torch.zeros(3, 1, dtype=torch.float64))
         prior = WindowPrior(CHAIN.space, 1.0, 1, VE(), predictor, torch.zeros(1), torch.ones(1))
-        return kind(prior, steps=4), observed(VALUES[:, :1], np.arange(1.0, 5.0)), ON_CHAIN
+        known = torch.zeros(1, 1, 1)
+        return (
+            kind(prior, steps=4),
+            observed(VALUES[:, :1], np.arange(5.0)[1:]),
+            {"likelihood": ON_CHAIN, "initial": known},
+        )
     if name == "FlowDAS":
-        return kind(ExactTransition(RING, path=Interpolant(), steps=4)), observations, likelihood
+        return kind(ExactTransition(RING, path=Interpolant(), steps=2)), observations.isel(time=[0]), more
     first = RING.space if dataclasses.fields(kind)[0].name == "space" else RING
-    more = {"background": DenseBackground.prior(RING)} if name == "ThreeDVar" else NEEDED.get(name, {})
-    return kind(first, **more), observations, likelihood
+    own = {"background": DenseBackground.prior(RING)} if name == "ThreeDVar" else NEEDED.get(name, {})
+    return kind(first, **own), observations, more
 
 
-def refused(change, observations, likelihood):
+def refused(change, observations, more):
     """Whether a setting is refused in one line; otherwise the analysis must be finite."""
     try:
         method = change()
         if observations is None:
             return False
-        result = run(method, observations, likelihood=likelihood, members=5, dtype=torch.float64, on_divergence="raise")
+        result = run(method, observations, **more, members=5, dtype=torch.float64, on_divergence="raise")
     except ValueError as error:
         assert speaks(error), error
         return True
@@ -410,10 +438,9 @@ def refused(change, observations, likelihood):
 
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_settings_that_are_no_numbers_are_refused_and_negative_ones_too_or_they_mean_something(name):
-    method, observations, likelihood = method_of(name)
-    # Without importance weights, so is a limit below any number of values.
-    meant = {"FlowDAS": {"weight_limit"}, "GaugeFlowDAS": {"weight_limit"}}.get(name, set())
-    meant |= {"mean"} if name.endswith("Interpolation") else set()
+    method, observations, more = method_of(name)
+    # No number of values is below such a limit: there are no importance weights; of a deviation only the square counts.
+    meant = {"mean", "weight_limit", "known_std"}
     for field in dataclasses.fields(method):
         words = str(field.type).split(" | ")
         if not field.init or not {"float", "int"} & set(words):
@@ -423,26 +450,26 @@ def test_settings_that_are_no_numbers_are_refused_and_negative_ones_too_or_they_
             return dataclasses.replace(method, **{field.name: value})
 
         if "float" in words:
-            assert refused(lambda: changed(math.nan), observations, likelihood), f"{name}.{field.name} = nan"
-        negative = refused(lambda: changed(-3), observations, likelihood)
+            assert refused(lambda: changed(math.nan), observations, more), f"{name}.{field.name} = nan"
+        negative = refused(lambda: changed(-3), observations, more)
         assert negative or field.name in meant, f"{name}.{field.name} = -3"
 
 
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_every_method_refuses_an_ensemble_of_nobody(name):
-    method, observations, likelihood = method_of(name)
+    method, observations, more = method_of(name)
     if observations is None:
-        observations, likelihood = observed(times=np.arange(1.0, 5.0)), None
+        observations, more = observed(times=np.arange(1.0, 5.0)), {"likelihood": None}
     with pytest.raises(UserError, match="members is 0"):
-        run(method, observations, likelihood=likelihood, members=0)
+        run(method, observations, **more, members=0)
 
 
 def test_an_experiment_whose_minimisation_fails_does_not_stop_the_others():
     # 1e25 squared is no float32: the misfit of experiment 0 is infinite.
-    method, _, likelihood = method_of("ThreeDVar")
+    method, _, more = method_of("ThreeDVar")
     both = observed(np.stack([1e25 * VALUES, VALUES]), np.arange(1.0, 5.0), ("experiment", "time", "value"))
     with pytest.warns(UserWarning, match="experiment 0 diverged.*misfit"):
-        result = run(method, both, likelihood=likelihood, members=5, seed=1)
+        result = run(method, both, **more, members=5, seed=1)
     assert np.isfinite(result["x"].isel(experiment=1)).all() and np.isnan(result["x"].isel(experiment=0)).all()
 
 

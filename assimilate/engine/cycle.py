@@ -28,7 +28,7 @@ from torch import Tensor
 from assimilate.baselines.base import Baseline
 from assimilate.engine.clock import Clock, check_increasing
 from assimilate.engine.inspection import Inspection, Looked
-from assimilate.engine.network import Network, flat_values, rows_of_grid
+from assimilate.engine.network import Network, check_order, flat_values, rows_of_grid
 from assimilate.engine.results import Slice, slice_of
 from assimilate.errors import UserError
 from assimilate.filters.base import Filter
@@ -310,7 +310,8 @@ def check_values(observations: xr.Dataset, likelihood: LikelihoodOrRule) -> None
     """Check what can be known of all values before the first analysis, without reading what lies in dask chunks.
 
     Raises:
-        UserError: values that are no numbers, infinite ones, or not as many at a time as the operator has.
+        UserError: values that are no numbers, infinite ones, not as many at a time as the operator has, or in another
+            order of the grid's dims.
     """
     arrays = observations.data_vars
     for name, array in arrays.items():
@@ -319,6 +320,8 @@ def check_values(observations: xr.Dataset, likelihood: LikelihoodOrRule) -> None
         if array.chunks is None and np.isinf(array.values).any():
             raise UserError(f"the observations '{name}' hold an infinite value; NaN means not observed")
     if isinstance(likelihood, Likelihood) and arrays:
+        if isinstance(likelihood.operator.space, Space):
+            check_order(observations, likelihood.operator.space, "the observations")
         apart = ("time", "experiment")
         count = sum(math.prod(n for d, n in array.sizes.items() if d not in apart) for array in arrays.values())
         if count != likelihood.operator.obs_size:

@@ -263,6 +263,7 @@ def gather(
         assigned = Schedule.of(schedule).assign(numbers, clock, began, dt)
         parts, pieces = [], []
         for instrument, rows, index in zip(instruments, held, assigned.numbers, strict=True):
+            check_order(instrument.observations, space, f"instrument '{instrument.name}'")
             count = len(assigned.times)
             made = _gridded(instrument, index, count) if rows is None else _packed(instrument, rows, index, count)
             for part, piece in made:
@@ -282,6 +283,15 @@ def gather(
     whole = xr.merge(pieces, compat="override", join="override", combine_attrs="drop")
     times = clock.moments(assigned.times)
     return whole.assign_coords(time=times), Network(tuple(parts), space, times)
+
+
+def check_order(observations: xr.Dataset, space: Space, what: str) -> None:
+    """Raise a UserError where values have the dims of the grid in another order: they are taken in C order."""
+    for name, array in observations.data_vars.items():
+        order = [str(d) for d in array.dims if d in space.grid]
+        wanted = [d for d in space.grid if d in order]
+        if order != wanted:
+            raise UserError(f"{what}: '{name}' has the dims {order}, the grid {wanted}; transpose it to that order")
 
 
 def flat_values(now: xr.Dataset) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Two public solvers against ours, from the same vorticity. A peer that is not installed is skipped (extras `peers`, `peers-torch-cfd`).
+"""Two public solvers against ours, from the same vorticity. A peer that is not installed is skipped.
 
 Both write the advection as u.grad w (ours: Basdevant's form) and step by a Runge-Kutta scheme of order 4 with
 Crank-Nicolson for the linear part, which is of order 2. They keep one row of modes more than the two-thirds rule
