@@ -58,7 +58,7 @@ class Observations(Table):
 
     operator: Component | None = None
     """What one measurement sees of the state; default: the values of grid cells themselves."""
-    noise: Annotated[float, Field(ge=0.0)] | Component = 0.0
+    noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Component = 0.0
     """Standard deviation in Space units (log(1 + mm) for transformed rain), or a noise with settings."""
     every: int = Field(1, ge=1)
     """Cycles between two observation times."""
@@ -106,7 +106,7 @@ class Instrument(Table):
     """What `data` holds, see `observations.layout`."""
     variable: str | None = None
     """The column or variable with the values; default: "value" of a table, the only one of a grid."""
-    noise: Annotated[float, Field(ge=0.0)] | Component | None = None
+    noise: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Component | None = None
     """Standard deviation of its errors, Space units, or a noise with settings (grids); a table's own come first."""
     operator: Component | None = None
     """Of a grid: what a measurement sees of the state; default: the values of its cells."""

@@ -20,11 +20,13 @@ path and the nearest valid key (`assimilate.card_files`).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from assimilate.card_observations import Component, Instrument, Observations, Quality, Table
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Truth(Table):
@@ -91,7 +93,7 @@ class Initial(Table):
 
     law: Literal["prior", "known", "perturbed"] = "prior"
     """"prior": drawn from the dynamics' prior; "known": the true first state; "perturbed": the truth plus noise."""
-    std: float | list[float] | None = None
+    std: Finite | list[Finite] | None = None
     """"perturbed": standard deviation in Space units, one number or one per channel."""
     dynamics: Component | None = None
     """"prior": the system whose prior it is; default: that of each method."""
@@ -199,9 +201,9 @@ class Expected(Table):
     method: str
     """Label of the method."""
     score: str
-    max: float | None = None
-    min: float | None = None
-    value: float | None = None
+    max: Finite | None = None
+    min: Finite | None = None
+    value: Finite | None = None
     tolerance: float | None = Field(None, ge=0)
     """With `value`: largest distance from it."""
     relative_to: str | None = None

@@ -189,15 +189,18 @@ def _truth(
     if dynamics is None:
         return None, None
     assert truth.steps is not None
-    states = simulate(
-        dynamics,
-        steps=truth.steps * truth.every,
-        trajectories=truth.experiments,
-        seed=child_seed(card.seed if truth.seed is None else truth.seed, "truth"),
-        every=truth.every,
-        spinup=truth.spinup,
-        dtype=dtype,
-    )
+    try:
+        states = simulate(
+            dynamics,
+            steps=truth.steps * truth.every,
+            trajectories=truth.experiments,
+            seed=child_seed(card.seed if truth.seed is None else truth.seed, "truth"),
+            every=truth.every,
+            spinup=truth.spinup,
+            dtype=dtype,
+        )
+    except FloatingPointError as error:
+        raise CardError(f"truth.dynamics: {error}") from error
     return states, dynamics.space
 
 

@@ -216,7 +216,7 @@ def _kind_of(key: str, name: str, where: str) -> str:
     for kind, table in KINDS.items():
         if name in table:
             return kind
-    if ":" in name:
+    if ":" in str(name):
         return "operator"
     raise UserError(f"{where}.{key}: unknown type '{name}'{suggestion(name, [n for t in KINDS.values() for n in t])}")
 

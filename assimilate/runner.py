@@ -131,7 +131,7 @@ def run(
             whole; until then what is finished lies in a folder beside it, see `assimilate.engine.restart`.
         resume: go on with the unfinished run in that folder, bit for bit as if it had never stopped; begin where there
             is none; return the file where it is finished. Observations may have grown by later times meanwhile.
-        overwrite: remove what is at `out` and begin anew.
+        overwrite: begin anew; what is at `out` stays until the new result is whole.
         checkpoint_every: analyses between two checkpoints; default: one minute (and after each part of 64 MiB).
 
     Returns:
@@ -172,10 +172,15 @@ def run(
         if not isinstance(method, Smoother):
             reached = journal.reached(marks, observations, setup.device) or reached
             sink.go_on(reached)
-    if isinstance(method, Smoother):
-        reached = _smooth(setup, state, began, observations, sink)
-    else:
-        reached = _filter(setup, settings, observations, reached, sink, marks, progress, checkpoint_every)
+    try:
+        if isinstance(method, Smoother):
+            reached = _smooth(setup, state, began, observations, sink)
+        else:
+            reached = _filter(setup, settings, observations, reached, sink, marks, progress, checkpoint_every)
+    except Exception:
+        if journal is not None and not (reached.done or sink.held or sink.parts):
+            journal.clear()  # nothing was made, and nothing is left
+        raise
     about = _provenance(method, settings, reached.seconds)
     if journal is not None:
         about["fingerprint"] = to_text(marks | marks_of_all(observations, reached.seen))
@@ -242,7 +247,7 @@ def _check(on_divergence: str, out: Any, resume: bool, overwrite: bool, checkpoi
         raise UserError(f"on_divergence is {on_divergence!r}; expected 'record' or 'raise'")
     if out is None and (resume or overwrite or checkpoint_every is not None):
         raise UserError("resume, overwrite and checkpoint_every are about a result in a file: give out='analysis.nc'")
-    if checkpoint_every is not None and checkpoint_every < 1:
+    if checkpoint_every is not None and not (isinstance(checkpoint_every, int) and checkpoint_every >= 1):
         raise UserError(f"checkpoint_every is {checkpoint_every}; expected 1 analysis or more")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -63,8 +64,8 @@ class Streams:
 
     def __post_init__(self) -> None:
         """Check the seed; a silent wrap would make two seeds share their numbers."""
-        if not 0 <= self.seed <= MASK:
-            raise ValueError(f"seed is {self.seed}; expected an integer from 0 to {MASK}")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed <= MASK:
+            raise ValueError(f"seed is {self.seed!r}; expected an integer from 0 to {MASK}")
         if self.antithetic and (not isinstance(self.members, int) or self.members % 2):
             raise ValueError(f"antithetic streams need an even number of members; members is {self.members}")
 

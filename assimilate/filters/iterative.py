@@ -68,8 +68,9 @@ class IEnKF:
         certainty: finite-size variant (IEnKF-N), which inflates by itself: factor of the law of the inflation,
             dimensionless (1: the Jeffreys prior; larger: the members are trusted more); None (default): no such law.
             With `lag = 1` and one iteration this is the EnKF-N.
-        slopes: how the model is linearised in search of the minimum, "members" (default; the mean slope over the
-            posterior of the moment) or "tangent" (the derivative); see `smoothers/gauss_newton.py`.
+        slopes: how the model is linearised in search of the minimum: "members", by the mean slope over the posterior
+            of the moment, "tangent", by the derivative, or "auto" (default), the former unless there are more members
+            than values to correct; see `smoothers/gauss_newton.py`.
 
     Differs from the papers: see `smoothers/gauss_newton.py`.
     """
@@ -81,7 +82,7 @@ class IEnKF:
     inflation: float = 1.0
     rotate: bool = False
     certainty: float | None = None
-    slopes: Slopes = "members"
+    slopes: Slopes = "auto"
     name: ClassVar[str] = "IEnKF"
     exactness: ClassVar[Exactness] = "consistent"
 

@@ -15,7 +15,15 @@ DOUBLE = torch.float64
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lag": 3}, {"lag": 2, "rotate": True}, {"iterations": 1}, {"certainty": 1.0}, {"slopes": "tangent"}],
+    [
+        {},
+        {"lag": 3},
+        {"lag": 2, "rotate": True},
+        {"iterations": 1},
+        {"certainty": 1.0},
+        {"slopes": "tangent"},
+        {"slopes": "members"},
+    ],
 )
 def test_contract(settings):
     check_filter(lambda d: IEnKF(d, **settings), members=400)
@@ -139,7 +147,7 @@ def test_what_it_refuses():
         IEnKF(Lorenz63(), lag=0)
     with pytest.raises(ValueError, match="tolerance 0"):
         IEnKF(Lorenz63(), tolerance=0.0)
-    with pytest.raises(ValueError, match="slopes is 'bundle'; expected one of members, tangent"):
+    with pytest.raises(ValueError, match="slopes is 'bundle'; expected one of auto, members, tangent"):
         IEnKF(Lorenz63(), slopes="bundle")
     with pytest.raises(ValueError, match="certainty is 0"):
         IEnKF(Lorenz63(), certainty=0.0)
