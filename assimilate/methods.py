@@ -20,7 +20,7 @@ from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.posterior.windows import WindowPrior
 from assimilate.problem import Problem
-from assimilate.quality import controls_of
+from assimilate.quality import Quality, controls_of
 from assimilate.sources import located
 from dynamics.base import Dynamics
 from dynamics.random import Rng, Streams
@@ -106,15 +106,15 @@ def observation_list(problem: Problem) -> list[Observation]:
     seen = (problem.observations.isel(time=k).load() for k in times)
     if isinstance(problem.likelihood, Network):
         seen = (now for now in map(problem.likelihood.seen, seen) if now.data_vars)
-    return [_observation(problem, now) for now in seen]
+    quality = quality_of(problem.card)
+    return [_observation(problem, now, quality) for now in seen]
 
 
-def _observation(problem: Problem, now: xr.Dataset) -> Observation:
+def _observation(problem: Problem, now: xr.Dataset, quality: Quality | None) -> Observation:
     """What is seen at one time, without values outside the card's gross limits: no fit should follow those."""
     rule = problem.likelihood
     likelihood = rule(now) if isinstance(rule, Network) else rule
     y = values_of(now, likelihood, problem.experiments).float()
-    quality = quality_of(problem.card)
     if quality is None:
         return Observation(likelihood, y)
     size = likelihood.operator.obs_size
