@@ -19,8 +19,8 @@ _PUBLIC = {
     "Experiment": "assimilate.experiment",
     "run": "assimilate.runner",
     "stream": "assimilate.runner",
-    "evaluate": "assimilate.verification",
-    "Scoring": "assimilate.verification",
+    "evaluate": "assimilate.verification.statistics",
+    "Scoring": "assimilate.verification.statistics",
     "forecast": "assimilate.forecasts",
     "forecast_scores": "assimilate.forecasts",
     "Schedule": "assimilate.schedule",
@@ -158,5 +158,5 @@ if TYPE_CHECKING:
     from assimilate.smoothers.sda import SDA as SDA
     from assimilate.variational.four_dimensional import FourDVar as FourDVar
     from assimilate.variational.three_dimensional import ThreeDVar as ThreeDVar
-    from assimilate.verification import Scoring as Scoring
-    from assimilate.verification import evaluate as evaluate
+    from assimilate.verification.statistics import Scoring as Scoring
+    from assimilate.verification.statistics import evaluate as evaluate

@@ -21,7 +21,7 @@ from assimilate.devices import find_device
 from assimilate.engine.clock import Clock, places_in
 from assimilate.engine.cycle import with_time
 from assimilate.errors import UserError
-from assimilate.verification import Scoring, scores, statistics
+from assimilate.verification.statistics import Scoring, scores, statistics
 from dynamics.base import Dynamics, advance
 from dynamics.random import Streams
 from dynamics.space import Space
@@ -95,7 +95,7 @@ def forecast_scores(
         forecasts: what `forecast` returned.
         truth: states at the times that forecasts are for; those it does not have are left out.
         space: the state's Space, for its transforms and no-data cells; default: that of the truth.
-        scoring: normalisation, thresholds; see `assimilate.verification`, and there also what each score is.
+        scoring: normalisation, thresholds; see `assimilate.verification.statistics`, and there also what each score is.
 
     Returns:
         One variable a score, dims (lead_time), and `forecasts`, how many starts are behind it; NaN where it is 0.

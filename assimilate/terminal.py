@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from assimilate.cards import Card
-from assimilate.records import Outcome
+from assimilate.cards.card import Card
+from assimilate.cards.records import Outcome
+from assimilate.cards.tasks import columns_of
 from assimilate.report.page import best_of, number, score_title
-from assimilate.tasks import columns_of
 
 console = Console()
 errors = Console(stderr=True)

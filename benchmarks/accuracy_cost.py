@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assimilate.card_files import cards_of_tasks, load
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.files import cards_of_tasks, load
+from assimilate.cards.problem import prepare
 from assimilate.filters.ensemble import EnKF
 from assimilate.learning.pretrained import load_pretrained
 from assimilate.posterior.guidance import MMPS, JacobianFree, MonteCarlo, PiGDM
 from assimilate.posterior.samplers import Renoise
 from assimilate.posterior.transition import draw
-from assimilate.problem import prepare
 from benchmarks.transition_quality import fair_crps, members_of, states_of
 from dynamics.random import Streams
 from observations.likelihood import Likelihood, Observation

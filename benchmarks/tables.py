@@ -162,7 +162,7 @@ PUBLISHED = {"published-lorenz63": "Lorenz-63", "published-lorenz96": "Lorenz-96
 
 def published() -> str:
     """Documented and measured errors of classical methods, from the cards and their score files."""
-    from assimilate.card_files import load
+    from assimilate.cards.files import load
 
     lines = ["| System | Method | Documented | Measured | Diverged |", "|---|---|---:|---:|---:|"]
     for name, system in PUBLISHED.items():

@@ -25,10 +25,10 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate import registry
-from assimilate.card_files import load
-from assimilate.crps import ensemble_crps
+from assimilate.cards.files import load
 from assimilate.learning.pretrained import load_pretrained
-from assimilate.spectra import energy_spectrum, flow_of
+from assimilate.verification.crps import ensemble_crps
+from assimilate.verification.spectra import energy_spectrum, flow_of
 from dynamics import Dynamics, simulate
 from dynamics.random import Streams
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from assimilate.card_files import CARDS_FOLDER, checked, read_table
-from assimilate.cards import Component, Expected, Table
+from assimilate.cards.card import Component, Expected, Table
+from assimilate.cards.files import CARDS_FOLDER, checked, read_table
 
 FOLDER = CARDS_FOLDER.parent / "imaging"
 """Where the imaging cards are that ship with the package."""
@@ -148,5 +148,5 @@ def is_imaging(path: Path) -> bool:
 
 
 def load(path: Path, changes: Sequence[str] = ()) -> ImagingCard:
-    """Read, change and check an imaging card; see `assimilate.card_files.load`."""
+    """Read, change and check an imaging card; see `assimilate.cards.files.load`."""
     return checked(read_table(path), changes, ImagingCard, path.name)

@@ -23,9 +23,9 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate import __version__, registry
-from assimilate.cards import Component
+from assimilate.cards.card import Component
+from assimilate.cards.judging import expectations
 from assimilate.devices import device_in_words
-from assimilate.judging import expectations
 from assimilate.storage import add_group, safe_name, write_groups, write_rows
 from dynamics.errors import CapabilityError
 from dynamics.random import Streams

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from assimilate.cards.listing import LISTS
+from assimilate.cards.listing import rows_of as rows_of_engine
 from assimilate.errors import UnknownName, UserError
-from assimilate.listing import LISTS
-from assimilate.listing import rows_of as rows_of_engine
 from imaging.operators import OPERATORS, operator_settings
 from imaging.solvers import SOLVERS, solver_class
 from observations.nonlinear import load_object

@@ -5,15 +5,15 @@ import tomllib
 import numpy as np
 import pytest
 
-from assimilate import sources
-from assimilate.card_files import CARDS_FOLDER, load, parse
-from assimilate.cards import Truth
+from assimilate.cards import sources
+from assimilate.cards.card import Truth
+from assimilate.cards.files import CARDS_FOLDER, load, parse
+from assimilate.cards.problem import prepare
+from assimilate.cards.sources import Archive, archive_of, open_truth
+from assimilate.cards.training import source_of
 from assimilate.errors import DataError
 from assimilate.learning import samples
 from assimilate.learning.archive import StoredTrajectories
-from assimilate.problem import prepare
-from assimilate.sources import Archive, archive_of, open_truth
-from assimilate.training import source_of
 
 OFFSETS = ":".join(str(minute) for minute in range(-120, 125, 10))
 TIMES = ("2018-03-01 12:00:00", "2018-04-01 12:00:00", "2019-06-02 12:00:00")

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assimilate import registry, run
-from assimilate.card_files import find, parse, read_table
+from assimilate.cards.execution import plan
+from assimilate.cards.files import find, parse, read_table
 from assimilate.engine.restart import Journal
 from assimilate.errors import CardError, UserError
-from assimilate.execution import plan
 from assimilate.filters.ensemble import ETKF, EnKF
 from assimilate.filters.particle import BootstrapFilter
 from assimilate.learning.pretrained import load_pretrained

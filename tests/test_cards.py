@@ -5,10 +5,10 @@ import tomllib
 import pytest
 
 from assimilate import registry
-from assimilate.card_files import available, find, load, parse, set_value
+from assimilate.cards.files import available, find, load, parse, set_value
+from assimilate.cards.judging import expectations
+from assimilate.cards.methods import check_labels
 from assimilate.errors import CardError, UnknownName, UserError, suggestion
-from assimilate.judging import expectations
-from assimilate.methods import check_labels
 
 SMALL = """
 title = "small"

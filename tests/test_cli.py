@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from assimilate.card_files import load
+from assimilate.cards.files import load
+from assimilate.cards.problem import prepare
 from assimilate.cli import run_app
 from assimilate.filters.base import EnsembleFilter
-from assimilate.problem import prepare
 from dynamics.lorenz import Lorenz96
 
 QUICK = ["--set", "truth.steps=24", "--set", "truth.experiments=2", "--set", "method.BootstrapFilter.members=100"]

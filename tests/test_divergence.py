@@ -15,7 +15,7 @@ from assimilate.filters.base import Diverged, DivergenceWarning, EnsembleFilter,
 from assimilate.filters.ensemble import ETKF, EnKF
 from assimilate.filters.particle import BootstrapFilter
 from assimilate.runner import run, stream
-from assimilate.verification import Scoring, diverged, evaluate, rank_histogram, scores, series, statistics
+from assimilate.verification.statistics import Scoring, diverged, evaluate, rank_histogram, scores, series, statistics
 from dynamics.lorenz import Lorenz96
 from dynamics.random import Streams, normal, uniform
 from observations.likelihood import Likelihood

@@ -13,7 +13,7 @@ from assimilate.filters.kalman import KalmanFilter
 from assimilate.filters.particle import BootstrapFilter
 from assimilate.runner import run, stream
 from assimilate.smoothers.rts import RTS
-from assimilate.verification import evaluate
+from assimilate.verification.statistics import evaluate
 from dynamics.linear import LinearGaussian
 from dynamics.lorenz import Lorenz63, Lorenz96
 from dynamics.random import Streams

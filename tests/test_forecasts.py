@@ -7,7 +7,7 @@ import xarray as xr
 
 from assimilate import EnKF, Experiment, UserError
 from assimilate.forecasts import forecast, forecast_scores
-from assimilate.verification import evaluate
+from assimilate.verification.statistics import evaluate
 from dynamics import LinearGaussian, Lorenz63
 from observations import GaussianNoise, Identity, Likelihood
 

@@ -22,9 +22,9 @@ HEAVY = (
     "PIL",
 )
 EDGE = {
-    "assimilate/cards.py",
-    "assimilate/card_files.py",
-    "assimilate/card_observations.py",
+    "assimilate/cards/card.py",
+    "assimilate/cards/files.py",
+    "assimilate/cards/observations.py",
     "assimilate/terminal.py",
     "imaging/cards.py",
     "imaging/terminal.py",

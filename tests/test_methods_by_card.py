@@ -2,8 +2,8 @@
 
 import pytest
 
-from assimilate.card_files import parse
-from assimilate.execution import execute
+from assimilate.cards.execution import execute
+from assimilate.cards.files import parse
 
 FILTERS = {
     "KalmanFilter": {},

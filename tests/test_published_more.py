@@ -3,9 +3,9 @@
 import pytest
 
 from assimilate import registry
-from assimilate.card_files import cards_of_tasks, load
-from assimilate.execution import execute
-from assimilate.methods import check_labels
+from assimilate.cards.execution import execute
+from assimilate.cards.files import cards_of_tasks, load
+from assimilate.cards.methods import check_labels
 
 CARDS = ("published-lorenz63-more", "published-lorenz96-more")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from assimilate.card_files import parse
+from assimilate.cards.files import parse
 from assimilate.registry import METHODS
 from benchmarks.tables import written
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from assimilate.card_files import parse
-from assimilate.cards import Scores
+from assimilate.cards.card import Scores
+from assimilate.cards.execution import execute
+from assimilate.cards.files import parse
 from assimilate.errors import CardError, UserError
-from assimilate.execution import execute
-from assimilate.reference import Comparison, distances, rank_distance
+from assimilate.verification.reference import Comparison, distances, rank_distance
 from dynamics.space import Space
 
 SPACE = Space.scalars("x", "y")

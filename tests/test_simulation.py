@@ -7,14 +7,14 @@ import pytest
 import torch
 import xarray as xr
 
-from assimilate import simulation
-from assimilate.card_files import parse
+from assimilate.cards import simulation
+from assimilate.cards.files import parse
+from assimilate.cards.problem import prepare
+from assimilate.cards.simulation import training_of, truth_of, write_simulation
+from assimilate.cards.training import source_of
 from assimilate.cli import run_app
 from assimilate.errors import UserError
 from assimilate.learning.samples import Trajectories
-from assimilate.problem import prepare
-from assimilate.simulation import training_of, truth_of, write_simulation
-from assimilate.training import source_of
 
 CARD = """
 title = "flow"

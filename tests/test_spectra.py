@@ -7,10 +7,10 @@ import pytest
 import torch
 import xarray as xr
 
-from assimilate import verification as v
 from assimilate.report import render
-from assimilate.spectra import Flow, energy_spectrum, flow_of, pooled_spectra, spectrum_error
 from assimilate.storage import write_groups
+from assimilate.verification import statistics as v
+from assimilate.verification.spectra import Flow, energy_spectrum, flow_of, pooled_spectra, spectrum_error
 from dynamics.navier_stokes import NavierStokes
 from dynamics.space import Field, LogOnePlus, Space
 from dynamics.spectral import SpectralGrid

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from assimilate.card_changes import merged
-from assimilate.card_files import cards_of_tasks, parse, set_value
+from assimilate.cards.changes import merged
+from assimilate.cards.files import cards_of_tasks, parse, set_value
+from assimilate.cards.tasks import chosen_tasks
 from assimilate.cli import run_app
 from assimilate.errors import CardError, UserError
 from assimilate.storage import write_groups
-from assimilate.tasks import chosen_tasks
 
 CARD = """
 title = "two tasks"
@@ -155,7 +155,7 @@ def test_tasks_are_chosen_by_name():
     with pytest.raises(UserError, match=r"this card has no \[\[task\]\]"):
         chosen_tasks(parse({k: v for k, v in tomllib.loads(CARD).items() if k not in ("task", "expected")}), ["x"])
     with pytest.raises(CardError, match="this card has tasks"):
-        from assimilate.execution import plan
+        from assimilate.cards.execution import plan
 
         plan(small())
 

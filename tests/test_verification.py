@@ -7,8 +7,8 @@ import xarray as xr
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from assimilate import verification as v
-from assimilate.crps import ensemble_crps, gaussian_crps, thin
+from assimilate.verification import statistics as v
+from assimilate.verification.crps import ensemble_crps, gaussian_crps, thin
 from dynamics.space import Coordinate, Field, LogOnePlus, Space
 
 LINE = Space((Field("h", "m", ("s",)),), {"s": Coordinate(np.arange(3.0), ("s",))})

@@ -30,10 +30,10 @@ def fit_command(
 
     assimilate fit my.toml --out mine.safetensors --set fit.steps=12
     """
-    from assimilate.card_files import find, load
+    from assimilate.cards.files import find, load
+    from assimilate.cards.training import checkpoints, train_card
     from assimilate.devices import find_device
     from assimilate.terminal import console
-    from assimilate.training import checkpoints, train_card
 
     pictures = imaging_card(card)
     if pictures is not None:
@@ -78,9 +78,9 @@ def simulate_command(
 
     assimilate simulate lorenz63 --training --out trajectories.nc --set fit.simulation.trajectories=64
     """
-    from assimilate.card_files import find, load
+    from assimilate.cards.files import find, load
+    from assimilate.cards.simulation import check_target, training_of, truth_of, write_simulation
     from assimilate.devices import find_device
-    from assimilate.simulation import check_target, training_of, truth_of, write_simulation
     from assimilate.terminal import console, counting
 
     path = find(card)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def imaging_card(name: str) -> Path | None:
     """The file of an imaging card; None if the name is that of another card, or of none."""
-    from assimilate.card_files import available
+    from assimilate.cards.files import available
     from assimilate.errors import UnknownName
     from imaging.cards import is_imaging, shipped
 

@@ -19,8 +19,8 @@ from assimilate.commands.options import (
 from assimilate.commands.places import imaging_card, reach
 
 if TYPE_CHECKING:
-    from assimilate.cards import Card
-    from assimilate.records import Outcome
+    from assimilate.cards.card import Card
+    from assimilate.cards.records import Outcome
 
 
 def run_command(
@@ -55,7 +55,7 @@ def run_command(
 
     assimilate run navier-stokes --task "5 %" --resume
     """
-    from assimilate.card_files import find, load
+    from assimilate.cards.files import find, load
     from assimilate.errors import UserError
 
     wanted = [*(changes or []), *([f"seed={seed}"] if seed is not None else [])]
@@ -81,7 +81,7 @@ def _run_card(
     card: Card, folder: Path, setting: dict[str, Any], *, tasks: list[str], report: bool
 ) -> tuple[list[dict[str, Any]], bool]:
     """A card without tasks: its checks, and whether a method failed."""
-    from assimilate.execution import execute
+    from assimilate.cards.execution import execute
     from assimilate.report import render
     from assimilate.terminal import Progress, console, print_outcome
 
@@ -99,8 +99,8 @@ def _run_tasks(
     card: Card, folder: Path, setting: dict[str, Any], *, tasks: list[str], report: bool
 ) -> tuple[list[dict[str, Any]], bool]:
     """A card with tasks: their checks, and whether a method failed in one of them."""
+    from assimilate.cards.tasks import execute_tasks
     from assimilate.report import render
-    from assimilate.tasks import execute_tasks
     from assimilate.terminal import Progress, console, print_tasks
 
     def finished(outcome: Outcome) -> None:

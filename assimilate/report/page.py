@@ -272,7 +272,7 @@ def score_title(name: str) -> str:
 
 def meaning(score: str) -> str:
     """What a score is, for those who rest the pointer on its name."""
-    from assimilate.verification import SCORES
+    from assimilate.verification.statistics import SCORES
 
     if score.startswith("csi_"):
         return "critical success index: hits / (hits + misses + false alarms)"

@@ -21,7 +21,7 @@ from torch import Tensor
 from assimilate.engine.cycle import INITIAL_STEP
 from assimilate.engine.results import moments
 from assimilate.runner import run
-from assimilate.verification import statistics
+from assimilate.verification.statistics import statistics
 from benchmarks.peer_filters.problems import Comparison, Data, Problem
 from dynamics.random import Streams
 from observations.likelihood import Observation

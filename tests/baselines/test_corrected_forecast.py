@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from assimilate.baselines.corrected_forecast import CorrectedForecast
-from assimilate.card_files import parse
-from assimilate.execution import execute
+from assimilate.cards.execution import execute
+from assimilate.cards.files import parse
 from assimilate.filters.check import check_filter
 from dynamics import LinearGaussian, simulate
 from dynamics.errors import SpaceMismatch

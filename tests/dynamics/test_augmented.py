@@ -556,8 +556,8 @@ def test_a_system_that_takes_no_tensors_is_told_what_to_do():
 
 
 def test_a_card_estimates_parameters(tmp_path):
-    from assimilate.card_files import parse
-    from assimilate.execution import execute
+    from assimilate.cards.execution import execute
+    from assimilate.cards.files import parse
 
     parameters = [
         {"name": "rho", "guess": 28.0, "std": 2.0},

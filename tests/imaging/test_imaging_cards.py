@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from assimilate.card_files import checked
+from assimilate.cards.files import checked
 from assimilate.errors import CardError, DataError, UserError
 from assimilate.learning.prior_fit import PriorFit
 from assimilate.learning.recipes import build_settings

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.cards import Scores
+from assimilate.cards.card import Scores
 from assimilate.engine.results import moment_space
 from assimilate.errors import UserError
 from dynamics.space import Space

@@ -128,7 +128,7 @@ def pooled_spectra(statistics: xr.Dataset, drop: int = 0) -> xr.Dataset:
     """Spectra pooled over times and experiments, dims (shell); no variables where there are none.
 
     Args:
-        statistics: what `assimilate.verification.statistics` returns, concatenated along time.
+        statistics: what `assimilate.verification.statistics.statistics` returns, concatenated along time.
         drop: times at the beginning that are left out.
     """
     held = statistics[[n for n in statistics.data_vars if str(n).startswith("spectrum_of_")]]

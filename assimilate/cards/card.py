@@ -15,7 +15,7 @@
     [fit]             how to train the transition that the card uses; [[fit]] with names where there are several
 
 Every key is a field below; its docstring says what it means. An unknown key is an error that names the file, the key
-path and the nearest valid key (`assimilate.card_files`).
+path and the nearest valid key (`assimilate.cards.files`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from assimilate.card_observations import Component, Instrument, Observations, Quality, Table
+from assimilate.cards.observations import Component, Instrument, Observations, Quality, Table
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -154,7 +154,7 @@ class Thresholds(Table):
 
 
 class Scores(Table):
-    """How results are scored; names and definitions are those of `assimilate.verification`."""
+    """How results are scored; names and definitions are those of `assimilate.verification.statistics`."""
 
     names: list[str] = Field(default_factory=lambda: ["rmse", "crps", "spread_skill", "seconds"])
     """Scores of the printed table, in this order; scores.json has all."""
@@ -172,7 +172,7 @@ class Scores(Table):
     """Time-mean RMSE of an experiment, in Space units, above which it has diverged: it is left out of `rmse_time`."""
     reference: str | None = None
     """Label of a method that is as good as the truth's own law, such as a filter with the true model and many members:
-    the others are scored by their distance from it (`assimilate.reference`)."""
+    the others are scored by their distance from it (`assimilate.verification.reference`)."""
 
 
 class Task(BaseModel):

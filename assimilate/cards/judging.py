@@ -9,17 +9,26 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.card_instruments import quality_of
+from assimilate.cards.instruments import quality_of
 from assimilate.diagnosis import innovation_scores
 from assimilate.engine.results import moment_space
-from assimilate.missing import blanked, filled, gone_of, present
-from assimilate.reference import DISTANCES
-from assimilate.spectra import flow_of, pooled_spectra
-from assimilate.verification import Estimated, compare, diverged, own_scores, rank_histogram, scores, series, statistics
+from assimilate.verification.missing import blanked, filled, gone_of, present
+from assimilate.verification.reference import DISTANCES
+from assimilate.verification.spectra import flow_of, pooled_spectra
+from assimilate.verification.statistics import (
+    Estimated,
+    compare,
+    diverged,
+    own_scores,
+    rank_histogram,
+    scores,
+    series,
+    statistics,
+)
 
 if TYPE_CHECKING:
-    from assimilate.cards import Card
-    from assimilate.problem import Examiners, Problem
+    from assimilate.cards.card import Card
+    from assimilate.cards.problem import Examiners, Problem
 
 ENSEMBLE = ("rmse", "rmse_time", "mae", "nrmse", "crps", "crps_fair", "rmse_member", "nrmse_member", "spread_skill")
 

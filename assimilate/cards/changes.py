@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assimilate.cards import Card
+from assimilate.cards.card import Card
 from assimilate.errors import UserError, suggestion
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from assimilate.card_changes import called, merged, set_value
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.changes import called, merged, set_value
 from assimilate.errors import CardError, UnknownName, UserError, suggestion
 
 AnyCard = TypeVar("AnyCard", bound=BaseModel)
 
-CARDS_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "cards"
+CARDS_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "cards"
 
 
 def available() -> dict[str, Path]:

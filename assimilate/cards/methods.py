@@ -12,16 +12,16 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate import registry
-from assimilate.card_instruments import quality_of
-from assimilate.cards import Card, Method
+from assimilate.cards.card import Card, Method
+from assimilate.cards.instruments import quality_of
+from assimilate.cards.problem import Problem
+from assimilate.cards.sources import located
 from assimilate.engine.cycle import values_of
 from assimilate.engine.network import Network
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.posterior.windows import WindowPrior
-from assimilate.problem import Problem
 from assimilate.quality import Quality, controls_of
-from assimilate.sources import located
 from dynamics.base import Dynamics
 from dynamics.random import Rng, Streams
 from dynamics.space import Space

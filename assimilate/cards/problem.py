@@ -15,16 +15,16 @@ import torch
 import xarray as xr
 
 from assimilate import registry
-from assimilate.card_instruments import entries_of, first_time, gathered, on_truth, open_instruments, quality_of
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.instruments import entries_of, first_time, gathered, on_truth, open_instruments, quality_of
+from assimilate.cards.sources import open_grid, open_stations, open_truth, places_of, transform_of
 from assimilate.engine.clock import Clock
 from assimilate.engine.network import Network
 from assimilate.errors import CardError, DataError
 from assimilate.experiment import child_seed
 from assimilate.filters.base import Filter
 from assimilate.quality import Quality, QualityControl
-from assimilate.sources import open_grid, open_stations, open_truth, places_of, transform_of
-from assimilate.verification import Scoring
+from assimilate.verification.statistics import Scoring
 from dynamics.base import Dynamics, simulate
 from dynamics.space import Space
 from observations.base import ObservationOperator
@@ -260,7 +260,7 @@ def _gathered(
     card: Card, space: Space, truth: xr.Dataset | None, dynamics: Any, folder: Path | None, seed: int
 ) -> tuple[_Made, Examiners | None]:
     """The instruments of a card on the times of analyses."""
-    from assimilate.methods import transition_of
+    from assimilate.cards.methods import transition_of
 
     instruments = open_instruments(card, space, folder)
     start = _start(card, truth, xr.Dataset(coords={"time": [first_time(instruments)]}))
@@ -362,7 +362,7 @@ def _start(card: Card, truth: xr.Dataset | None, observations: xr.Dataset) -> An
 
 def _space_of_methods(card: Card) -> Space:
     """The grid of the first method that has one, for station data without a gridded truth."""
-    from assimilate.methods import transition_of
+    from assimilate.cards.methods import transition_of
 
     for index, entry in enumerate(card.method):
         made = transition_of(entry, f"method[{index}]")

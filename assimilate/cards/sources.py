@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from assimilate.cards import Observations, Truth
+from assimilate.cards.card import Observations, Truth
 from assimilate.engine.clock import check_increasing
 from assimilate.errors import DataError, suggestion
 from dynamics.errors import DataError as FileError

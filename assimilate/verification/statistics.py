@@ -5,7 +5,7 @@ turned into *statistics*, means over its cells that can be pooled, and a score i
 
     rmse         sqrt(<(m - x)^2>)                       m ensemble mean, x truth, <> over times, channels and cells
     rmse_time    mean over times of the RMSE of each time, as published for filters (DAPPER's rmse.a)
-    diverged     number of experiments that are missing from some time on (they are in no score, `assimilate.missing`),
+    diverged     number of experiments that are missing from some time on (in no score, see `verification.missing`),
                  or whose own rmse_time is above a limit; rmse_time is the mean over the others
     mae          <|m - x|>
     nrmse        sqrt(<(m - x)^2>) / sqrt(<x^2>)         in normalised units (x - offset) / scale
@@ -13,7 +13,7 @@ turned into *statistics*, means over its cells that can be pooled, and a score i
     crps_fair    the same with the second term divided by 1 - sum w^2       unbiased for the law the members come from
     spread_skill sqrt(<v> (N + 1) / N) / rmse            v = sum w (x_i - m)^2 / (1 - sum w^2); 1 when calibrated
     csi          hits / (hits + misses + false alarms)   of m above a threshold, counted over everything
-    spectrum_error  of the kinetic energy, for flows on a periodic square (`assimilate.spectra`)
+    spectrum_error  of the kinetic energy, for flows on a periodic square (see `verification.spectra`)
 
 Everything is in Space units: of rain, say, m is the mean of log(1 + r). Statistics are pooled over times, channels
 and cells (weighted by their areas, or equal) in each experiment; scores are averaged over experiments.
@@ -39,12 +39,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
 from assimilate.engine.clock import at_times_of
 from assimilate.engine.results import moment_space
-from assimilate.events import events, success_index
-from assimilate.missing import blanked, filled, gone_of, missing_experiments, present, whole
-from assimilate.spectra import pooled_spectra, spectra, spectrum_error
+from assimilate.verification.crps import ensemble_crps, gaussian_crps, normal_weights, thin, weighted_mean
+from assimilate.verification.events import events, success_index
+from assimilate.verification.missing import blanked, filled, gone_of, missing_experiments, present, whole
+from assimilate.verification.spectra import pooled_spectra, spectra, spectrum_error
 from dynamics.space import Space
 
 LEADING = ("experiment", "member", "time", "channel")

@@ -18,7 +18,7 @@ def rows_of(what: str) -> list[dict[str, Any]]:
     if what not in LISTS:
         raise UnknownName("list", what, LISTS)
     if what == "cards":
-        from assimilate.card_files import available, load
+        from assimilate.cards.files import available, load
 
         cards = {name: load(str(path)) for name, path in available().items()}
         return [

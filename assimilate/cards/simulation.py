@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate import registry
-from assimilate.cards import Card
+from assimilate.cards.card import Card
 from assimilate.errors import CardError, UserError
 from assimilate.experiment import child_seed
 from assimilate.storage import replacing, write_text

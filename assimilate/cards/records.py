@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.judging import Judge
+from assimilate.cards.problem import Problem
 from assimilate.devices import device_in_words
 from assimilate.engine.network import Network
 from assimilate.engine.results import working_units
-from assimilate.judging import Judge
-from assimilate.problem import Problem
-from assimilate.verification import units_of
+from assimilate.verification.statistics import units_of
 
 
 @dataclass

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from assimilate.card_files import cards_of_tasks, folder_of
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.execution import Listener, Plan, Silent, carry_out, make_folder, plan
+from assimilate.cards.files import cards_of_tasks, folder_of
+from assimilate.cards.judging import expectations
+from assimilate.cards.methods import check_labels
+from assimilate.cards.records import Outcome
+from assimilate.cards.resuming import finished_methods
 from assimilate.errors import UnknownName, UserError
-from assimilate.execution import Listener, Plan, Silent, carry_out, make_folder, plan
-from assimilate.judging import expectations
-from assimilate.methods import check_labels
-from assimilate.records import Outcome
 from assimilate.report.summary import KIND
-from assimilate.resuming import finished_methods
 from assimilate.storage import write_groups, write_rows
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from assimilate import registry
-from assimilate.cards import Card, Fit, Truth
+from assimilate.cards.card import Card, Fit, Truth
+from assimilate.cards.sources import open_truth
 from assimilate.errors import CardError, UnknownName, UserError
-from assimilate.sources import open_truth
 
 
 def checkpoints(card: Card, name: str, *, out: Path | None = None, only: Sequence[str] = ()) -> dict[Path, Fit]:
@@ -76,8 +76,8 @@ def source_of(card: Card, wanted: Fit, beside: Path | None = None) -> Any:
         UserError: neither is named, or the data cannot be used.
     """
     if wanted.data is not None:
+        from assimilate.cards.simulation import states_on
         from assimilate.learning.samples import Trajectories
-        from assimilate.simulation import states_on
 
         told = card.truth
         data, space = open_truth(

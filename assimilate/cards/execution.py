@@ -19,21 +19,21 @@ import torch
 import xarray as xr
 
 from assimilate import registry
-from assimilate.cards import Card, Method
+from assimilate.cards.card import Card, Method
+from assimilate.cards.judging import Judge, expectations
+from assimilate.cards.methods import check_labels, initial_prior, method_of
+from assimilate.cards.problem import Problem, prepare
+from assimilate.cards.records import Outcome, describe, inputs_of, score_table, working_of
+from assimilate.cards.resuming import fingerprint, finished_methods
 from assimilate.devices import find_device
 from assimilate.errors import CardError, UserError, suggestion
 from assimilate.experiment import child_seed
 from assimilate.feedback import Feedback
 from assimilate.filters.base import DivergenceWarning, Filter
-from assimilate.judging import Judge, expectations
-from assimilate.methods import check_labels, initial_prior, method_of
-from assimilate.problem import Problem, prepare
-from assimilate.records import Outcome, describe, inputs_of, score_table, working_of
-from assimilate.reference import DISTANCES, Comparison
-from assimilate.resuming import fingerprint, finished_methods
 from assimilate.runner import run
 from assimilate.storage import add_group, replacing, safe_name, write_groups, write_rows
-from assimilate.verification import units_of
+from assimilate.verification.reference import DISTANCES, Comparison
+from assimilate.verification.statistics import units_of
 
 
 class Listener(Protocol):
@@ -125,7 +125,7 @@ def plan(
         UserError: whatever is wrong with the card, its files or the device.
     """
     if card.task:
-        raise CardError("this card has tasks: run `assimilate.tasks.execute_tasks`, or one of `cards_of_tasks`")
+        raise CardError("this card has tasks: run `assimilate.cards.tasks.execute_tasks`, or one of `cards_of_tasks`")
     place = find_device(device)
     labels = check_labels(card)
     for index, entry in enumerate(card.method):

@@ -1,6 +1,6 @@
 """The tables of a card about what is measured: [observations], [[instrument]] and [quality].
 
-Every key is a field below; its docstring says what it means. See `assimilate.cards` for the whole card.
+Every key is a field below; its docstring says what it means. See `assimilate.cards.card` for the whole card.
 """
 
 from __future__ import annotations

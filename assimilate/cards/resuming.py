@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import xarray as xr
 
-from assimilate.cards import Card, Method
-from assimilate.reference import DISTANCES
-from assimilate.sources import located
+from assimilate.cards.card import Card, Method
+from assimilate.cards.sources import located
+from assimilate.verification.reference import DISTANCES
 
 PROBLEM = ("seed", "draws", "truth", "observations", "verification", "initial", "scores")
 """Tables of a card that every method depends on."""

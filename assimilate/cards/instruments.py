@@ -18,16 +18,16 @@ import numpy as np
 import xarray as xr
 
 from assimilate import registry
-from assimilate.card_observations import Instrument as Entry
-from assimilate.card_observations import Observations, Quality
-from assimilate.cards import Card
+from assimilate.cards.card import Card
+from assimilate.cards.observations import Instrument as Entry
+from assimilate.cards.observations import Observations, Quality
+from assimilate.cards.sources import located, open_grid, transform_of, transformed
 from assimilate.engine.clock import places_in
 from assimilate.engine.flags import WITHHELD
 from assimilate.engine.network import Network, gather
 from assimilate.errors import CardError, DataError, UserError
 from assimilate.quality import QualityControl
 from assimilate.schedule import Schedule
-from assimilate.sources import located, open_grid, transform_of, transformed
 from dynamics.errors import DataError as FileError
 from dynamics.space import Space
 from observations.blocks import joined

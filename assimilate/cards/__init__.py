@@ -1,0 +1,1 @@
+"""Cards: one experiment in one TOML file; read, checked, run, judged and written."""

@@ -1,0 +1,1 @@
+"""Verification: scores of an analysis against the truth."""
