@@ -18,6 +18,7 @@ from assimilate.engine.cycle import Method
 from assimilate.errors import UserError
 from assimilate.runner import run
 from dynamics.base import Dynamics, simulate
+from dynamics.settings import COUNT, SEED, check_settings, whole
 from observations.likelihood import Likelihood
 
 
@@ -55,7 +56,8 @@ class Experiment:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        """Check the law of the initial ensemble."""
+        """Check the numbers, and the law of the initial ensemble."""
+        check_settings(self, steps=COUNT, every=COUNT, experiments=COUNT, spinup=whole(0), seed=SEED)
         if self.initial not in ("prior", "known", "perturbed"):
             raise UserError(f'initial is "{self.initial}"; expected "prior", "known" or "perturbed"')
         if (self.initial == "perturbed") != (self.initial_std is not None):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from assimilate.engine.flags import BACKGROUND, GROSS, UNDECIDED
 from assimilate.errors import UserError, suggestion
+from dynamics.settings import check_settings, number
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class QualityControl:
             object.__setattr__(self, "gross", tuple(float(g) for g in self.gross))
             if len(self.gross) != 2 or not self.gross[0] < self.gross[1]:
                 raise ValueError(f"gross={self.gross}; expected the lowest and the highest value")
-        if self.background is not None and not self.background > 0:
-            raise ValueError(f"background={self.background}; expected a number of standard deviations above 0")
+        words = "a number of standard deviations above 0, or None"
+        check_settings(self, background=number(above=0, infinite=True, none=True, words=words))
 
 
 Quality = QualityControl | Mapping[str, QualityControl]

@@ -36,7 +36,7 @@ from assimilate.engine.delivery import Delivery, opened
 from assimilate.engine.divergence import OnDivergence, Running, recorded
 from assimilate.engine.fingerprints import chained, digest, fixed_part, hash_of, mark, marks_of_all, to_text
 from assimilate.engine.inspection import Inspection
-from assimilate.engine.intake import Given, begin_feedback, take_in
+from assimilate.engine.intake import Given, begin_feedback, check_arguments, take_in
 from assimilate.engine.restart import PARTS, Journal, Reached
 from assimilate.engine.results import to_dataset
 from assimilate.errors import UserError
@@ -143,9 +143,10 @@ def run(
             there already, or of a run with other settings (the message names them).
         Diverged: with on_divergence="raise", members became NaN or infinite. Smoothers always raise.
     """
-    _check(on_divergence, out, resume, overwrite, checkpoint_every)
-    if feedback is not None and resume:
-        raise UserError("feedback is held in memory, that of an earlier part is gone: leave out feedback or resume")
+    check_arguments(
+        on_divergence, first, out=out, resume=resume, overwrite=overwrite, checkpoint_every=checkpoint_every,
+        feedback=feedback,
+    )  # fmt: skip
     method, observations, likelihood, start, inspection = take_in(
         method, observations, likelihood, schedule=schedule, quality=quality, feedback=feedback, initial=initial,
         start=start, time_unit=time_unit,
@@ -242,15 +243,6 @@ def _smooth(setup: Cycle, state: Any, began: float, observations: xr.Dataset, si
     return Reached(Running(None, tuple(range(setup.streams.rows[0]))), seconds=seconds, seen=seen)
 
 
-def _check(on_divergence: str, out: Any, resume: bool, overwrite: bool, checkpoint_every: int | None) -> None:
-    if on_divergence not in ("record", "raise"):
-        raise UserError(f"on_divergence is {on_divergence!r}; expected 'record' or 'raise'")
-    if out is None and (resume or overwrite or checkpoint_every is not None):
-        raise UserError("resume, overwrite and checkpoint_every are about a result in a file: give out='analysis.nc'")
-    if checkpoint_every is not None and not (isinstance(checkpoint_every, int) and checkpoint_every >= 1):
-        raise UserError(f"checkpoint_every is {checkpoint_every}; expected 1 analysis or more")
-
-
 def _marks(setup: Cycle, settings: Settings, began: float, sink: Delivery, observations: xr.Dataset) -> dict[str, str]:
     """All that decides the numbers of a run, besides the observed values."""
     origin = "" if setup.clock.origin is None else f" {setup.clock.unit} after {setup.clock.origin}"
@@ -298,7 +290,7 @@ def stream(
     settings = Settings(
         likelihood, members, seed, initial, initial_std, start, first, time_unit, dtype, device, on_divergence
     )
-    _check(on_divergence, None, False, False, None)
+    check_arguments(on_divergence, first)
     analyses = _analyses(method, settings)
     next(analyses)
     return analyses

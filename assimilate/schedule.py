@@ -19,6 +19,7 @@ import numpy as np
 
 from assimilate.engine.clock import Clock
 from assimilate.errors import UserError
+from dynamics.settings import check_settings, number
 
 Rule = Literal["exact", "nearest", "substep", "window"]
 _RULES = ("exact", "nearest", "substep", "window")
@@ -69,10 +70,8 @@ class Schedule:
             return
         if (self.every is None) == (self.times is None):
             raise ValueError("Schedule('window') needs either every=... or times=...")
-        for name in ("every", "length"):
-            given = getattr(self, name)
-            if given is not None and not given > 0:
-                raise ValueError(f"Schedule({name}={given}): expected a positive time")
+        positive = number(above=0, none=True, words="a positive time")
+        check_settings(self, every=positive, length=positive)
         if self.times is not None and self.length is None:
             raise ValueError("Schedule('window', times=...) needs the length of the windows")
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dynamics.integrators import euler_maruyama
 from dynamics.random import Rng, normal
+from dynamics.settings import ANY, COUNT, NOT_NEGATIVE, POSITIVE, check_settings
 from dynamics.space import Space
 
 _BLOCK = 50
@@ -48,7 +49,8 @@ class DoubleWell:
         prior_std: its standard deviation (1).
 
     Raises:
-        ValueError: the substeps are too long for the curvature of the wells (8 barrier dt / substeps above 1).
+        ValueError: a setting out of its range, or substeps that are too long for the curvature of the wells (8 barrier
+            dt / substeps above 1).
     """
 
     barrier: float = 1.0
@@ -60,7 +62,9 @@ class DoubleWell:
     prior_std: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check stability."""
+        """Check the settings and stability."""
+        check_settings(self, barrier=NOT_NEGATIVE, noise=NOT_NEGATIVE, dt=POSITIVE, substeps=COUNT, dimension=COUNT)
+        check_settings(self, prior_mean=ANY, prior_std=NOT_NEGATIVE)
         if 8 * self.barrier * self.dt / self.substeps > 1:
             raise ValueError(
                 f"substeps={self.substeps} of {self.dt / self.substeps:g} are too long for a well of curvature "

@@ -19,6 +19,7 @@ from torch import Tensor
 from dynamics.covariance import FullCovariance
 from dynamics.fields import Coordinate, Field
 from dynamics.random import Rng, normal
+from dynamics.settings import POSITIVE, check_settings
 from dynamics.space import Space
 
 
@@ -47,6 +48,7 @@ class LinearGaussian:
 
     def __post_init__(self) -> None:
         """Convert to float64 tensors and check the shapes."""
+        check_settings(self, dt=POSITIVE)
         for name in ("matrix", "noise_covariance", "prior_mean", "prior_covariance"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=torch.float64))
         size = self.prior_mean.numel()

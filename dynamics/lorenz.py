@@ -29,6 +29,7 @@ from dynamics.covariance import FullCovariance, ScaledIdentity
 from dynamics.fields import Coordinate, Field
 from dynamics.integrators import rk4
 from dynamics.random import Rng, normal
+from dynamics.settings import ANY, COUNT, NOT_NEGATIVE, POSITIVE, check_settings, one_or_several, several
 from dynamics.space import Space
 
 FLOWDAS_CENTER = (0.0, 0.0, 25.0)
@@ -58,6 +59,11 @@ class Lorenz63:
     noise_std: float = 0.0
     prior_mean: tuple[float, float, float] = (0.0, 0.0, 25.0)
     prior_covariance: tuple[tuple[float, float, float], ...] = ((64.0, 50.0, 0.0), (50.0, 81.0, 0.0), (0.0, 0.0, 75.0))
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, sigma=ANY, rho=ANY, beta=ANY, dt=POSITIVE, noise_std=NOT_NEGATIVE)
+        check_settings(self, prior_mean=several(ANY, 3), prior_covariance=several(ANY, 3))
 
     @classmethod
     def flowdas(cls) -> Lorenz63:
@@ -124,6 +130,11 @@ class Lorenz96:
     noise_std: float = 0.0
     prior_mean: float | tuple[float, ...] = 2.3
     prior_std: float = 3.6
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, size=COUNT, forcing=ANY, dt=POSITIVE, noise_std=NOT_NEGATIVE)
+        check_settings(self, prior_mean=one_or_several(ANY), prior_std=NOT_NEGATIVE)
 
     @cached_property
     def space(self) -> Space:

@@ -35,6 +35,7 @@ from torch import Tensor
 from dynamics.fields import Coordinate, Field
 from dynamics.integrators import ExponentialCoefficients, etdrk4, etdrk4_coefficients
 from dynamics.random import Rng, normal
+from dynamics.settings import ANY, COUNT, NOT_NEGATIVE, POSITIVE, check_settings, several, whole
 from dynamics.space import Space
 from dynamics.spectral import SpectralGrid
 
@@ -84,13 +85,10 @@ class NavierStokes:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.size < 8 or not self.length > 0 or not self.dt > 0 or self.substeps < 1:
-            raise ValueError(f"{self!r}: give a size of at least 8, and length, dt and substeps above 0")
-        if min(self.viscosity, self.drag, self.noise) < 0 or not self.prior_std > 0 or not self.prior_waves > 0:
-            raise ValueError(
-                f"{self!r}: viscosity, drag and noise must not be negative (drag > 0 damps), and prior_std and "
-                "prior_waves must be positive"
-            )
+        check_settings(self, size=whole(8), length=POSITIVE, dt=POSITIVE, substeps=COUNT)
+        check_settings(self, viscosity=NOT_NEGATIVE, drag=NOT_NEGATIVE, noise=NOT_NEGATIVE, body_force=ANY)
+        check_settings(self, prior_std=POSITIVE, prior_waves=POSITIVE, prior_decay=ANY, body_force_waves=COUNT)
+        check_settings(self, noise_wavevectors=several(whole()))
         vectors = tuple((int(k_x), int(k_y)) for k_x, k_y in self.noise_wavevectors)
         object.__setattr__(self, "noise_wavevectors", vectors)
         cut = self.grid.cut

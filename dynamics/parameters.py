@@ -27,6 +27,7 @@ from torch import Tensor
 from dynamics.covariance import FullCovariance
 from dynamics.errors import CapabilityError
 from dynamics.fields import Field
+from dynamics.settings import ANY, NOT_NEGATIVE, check_number, number
 from dynamics.space import Space
 from dynamics.transforms import Identity, Log, Transform
 
@@ -69,14 +70,10 @@ class Parameter:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("std", "walk"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; expected a number, 0 or more")
-        for name in ("memory", "length"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"{self.name}: {name} is {getattr(self, name)}; expected a number above 0, or infinity"
-                )
+        long = number(above=0, infinite=True)
+        expected = {"guess": ANY, "std": NOT_NEGATIVE, "walk": NOT_NEGATIVE, "memory": long, "length": long}
+        for name, numbers in expected.items():
+            check_number(f"{self.name}: {name}", getattr(self, name), numbers)
         if self.walk > 0 and self.memory < math.inf:
             raise ValueError(f"{self.name}: with a memory the prior law says how much it changes; leave out the walk")
         if self.positive and self.transform is not None:

@@ -35,6 +35,9 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _HALF = np.uint64(32)
+_FACTORS = np.array(_MULTIPLIERS, np.uint64)[:, None]
+_MOVED = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_WEYL, np.uint64)
+"""How far the keys have moved in each round."""
 
 
 class Part(NamedTuple):
@@ -71,7 +74,8 @@ def draw_words(rows: Tensor, blocks: int, draw: list[int], device: torch.device)
         first, second = (torch.stack([w.expand(count, blocks) for w in words[k::2]]) for k in (0, 1))
         yield Part(slice(0, count), slice(0, blocks), first, second)
         return
-    experiments, members = rows.numpy().astype(np.uint64)
+    # The same memory: for a million rows a copy takes as long as half of their words.
+    experiments, members = rows.numpy().view(np.uint64)
     rows_at_once, blocks_at_once = max(1, CHUNK // max(blocks, 1)), max(1, min(blocks, CHUNK))
     for row in range(0, count, rows_at_once):
         some = slice(row, min(row + rows_at_once, count))
@@ -115,20 +119,19 @@ def philox_blocks(blocks: Unsigned, draw: int, members: Unsigned, experiments: U
     Returns:
         `(2, k, b)` uint64: words 0 and 1 of each block as the high and the low half, then words 2 and 3.
     """
-    multipliers = np.array(_MULTIPLIERS, np.uint64)[:, None]
-    moved = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_WEYL, np.uint64)
-    keys = ((np.array(key, np.uint64) + moved) & np.uint64(MASK))[:, :, None]
+    keys = ((np.array(key, np.uint64) + _MOVED) & np.uint64(MASK))[:, :, None]
     state = np.empty((2, len(members), len(blocks)), np.uint64)
     # The first round, half of which is the same for all blocks of a row.
-    state[0] = (members * multipliers[1] ^ np.uint64(draw << 32))[:, None]
-    np.bitwise_xor((experiments << _HALF)[:, None], blocks * multipliers[0], out=state[1])
+    state[0] = (members * _FACTORS[1] ^ np.uint64(draw << 32))[:, None]
+    np.bitwise_xor((experiments << _HALF)[:, None], blocks * _FACTORS[0], out=state[1])
     pairs = state.reshape(2, -1)
     work = np.empty_like(pairs)
+    other = work[::-1]
     for k in range(_ROUNDS - 1):
         np.right_shift(pairs, _HALF, out=work)
         np.bitwise_xor(work, keys[k], out=work)
-        np.multiply(work, multipliers, out=work)
+        np.multiply(work, _FACTORS, out=work)
         np.left_shift(pairs, _HALF, out=pairs)
-        np.bitwise_xor(pairs, work[::-1], out=pairs)
+        np.bitwise_xor(pairs, other, out=pairs)
     pairs ^= keys[-1] << _HALF
     return state

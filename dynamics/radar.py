@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from dynamics.fields import Coordinate, Field
 from dynamics.random import Rng, normal
+from dynamics.settings import POSITIVE, check_settings, whole
 from dynamics.space import Space
 from dynamics.storms import StormLaw, StormRanges
 from dynamics.transforms import LogOnePlus
@@ -62,11 +63,7 @@ class RainStorms:
 
     def __post_init__(self) -> None:
         """Refuse a grid on which a rain cell has no room."""
-        if min(self.ny, self.nx) < 8 or not self.spacing > 0:
-            raise ValueError(
-                f"RainStorms(ny={self.ny}, nx={self.nx}, spacing={self.spacing}): give at least 8 cells in each "
-                "direction and a positive spacing in km"
-            )
+        check_settings(self, ny=whole(8), nx=whole(8), spacing=POSITIVE)
 
     @property
     def dt(self) -> float:

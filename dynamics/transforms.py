@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dynamics.settings import POSITIVE, check_settings
+
 
 @runtime_checkable
 class Transform(Protocol):
@@ -51,8 +53,7 @@ class LogOnePlus:
 
     def __post_init__(self) -> None:
         """Refuse a scale that is not positive."""
-        if not self.scale > 0:
-            raise ValueError(f"LogOnePlus(scale={self.scale}): scale must be positive")
+        check_settings(self, scale=POSITIVE)
 
     def forward(self, x: Tensor) -> Tensor:
         """log(1 + x / scale); a negative amount (a sampler's overshoot) stays defined down to -scale."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from dynamics.base import Dynamics
 from dynamics.fields import Coordinate
 from dynamics.random import Rng
+from dynamics.settings import check_settings, whole
 from dynamics.space import Space
 
 
@@ -42,6 +43,7 @@ class Truncated:
 
     def __post_init__(self) -> None:
         """Check both grids."""
+        check_settings(self, size=whole(4))
         fine = self.dynamics.space
         shape = fine.grid_shape
         if len(shape) != 2 or shape[0] != shape[1] or set(fine.periodic) != set(fine.grid):

@@ -30,6 +30,7 @@ from torch import Tensor
 from dynamics.fields import Coordinate, Field
 from dynamics.radar import RainStorms
 from dynamics.random import Rng, Streams
+from dynamics.settings import POSITIVE, check_settings, whole
 from dynamics.sevir import LABELS
 from dynamics.sevir_catalogue import Split
 from dynamics.space import Space
@@ -91,6 +92,7 @@ class SimulatedVIL:
 
     def __post_init__(self) -> None:
         """Refuse a grid on which a storm has no room."""
+        check_settings(self, size=whole(8), spacing=POSITIVE)
         _ = self.storms
 
     @property

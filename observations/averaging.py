@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamics.geometry import from_unit_vectors, unit_vectors
+from dynamics.settings import COUNT, check_settings, one_or_several, whole
 from dynamics.space import Space
 from observations.base import SVD, LinearOperator, SpaceOrShape, space_name
 
@@ -42,6 +43,7 @@ class BlockMean(LinearOperator):
 
     def __post_init__(self) -> None:
         """Check the sides of the block; count the cells with data."""
+        check_settings(self, factor=one_or_several(COUNT), window=whole(1, none=True))
         grid = self.event_shape[1:]
         sides = (self.factor,) * len(grid) if isinstance(self.factor, int) else tuple(self.factor)
         if not grid or len(sides) != len(grid):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynamics.base import Dynamics
 from dynamics.errors import SpaceMismatch
+from dynamics.settings import ANY, check_settings, whole
 from dynamics.space import Space
 from observations.base import ObservationOperator
 from observations.sampling import Identity
@@ -47,8 +48,7 @@ class Evolved(ObservationOperator):
 
     def __post_init__(self) -> None:
         """Put the identity for a missing inner operator and check that it fits."""
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps}; expected a number of model steps >= 0")
+        check_settings(self, steps=whole(0), start=ANY)
         if self.inner is None:
             object.__setattr__(self, "inner", Identity(self.dynamics.space))
         event = self.dynamics.space.event_shape

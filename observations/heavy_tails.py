@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng
+from dynamics.settings import POSITIVE, check_settings
 from observations.noise import open_uniform, positive_numbers
 
 
@@ -173,8 +174,7 @@ class StudentT(IndependentNoise):
 
     def __post_init__(self) -> None:
         """Check and convert the scale."""
-        if not (self.degrees > 0 and math.isfinite(self.degrees)):
-            raise ValueError(f"StudentT(degrees={self.degrees}): expected a finite number above 0")
+        check_settings(self, degrees=POSITIVE)
         object.__setattr__(self, "scale", positive_numbers(self.scale, "StudentT(scale)"))
 
     def log_density(self, residual: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynamics.random import Rng, normal, uniform
+from dynamics.settings import POSITIVE
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -80,12 +82,10 @@ class GaussianNoise:
             raise ValueError("GaussianNoise needs either std=... or covariance=...")
         if self.std is not None:
             std = self.std
+            check_positive(std, "GaussianNoise(std)")
             if not isinstance(std, int | float):
                 std = torch.as_tensor(std, dtype=torch.float64)
                 std = float(std) if std.ndim == 0 else std.flatten()
-            positive = bool((std > 0).all()) if isinstance(std, Tensor) else std > 0
-            if not positive:
-                raise ValueError(f"GaussianNoise(std={self.std}): standard deviations must be positive")
             object.__setattr__(self, "std", std)
             return
         matrix = torch.as_tensor(self.covariance, dtype=torch.float64)
@@ -115,8 +115,19 @@ class GaussianNoise:
         white = self.whiten(residual, observed)
         if observed is None:
             observed = torch.ones(residual.shape[-1], dtype=torch.bool, device=residual.device)
-        count = observed.sum(-1).to(residual.dtype)
-        return -0.5 * ((white**2).sum(-1) + count * _LOG_TWO_PI) - self._log_scale(residual, observed)
+        return -0.5 * (white**2).sum(-1) + self.log_normalizer(residual, observed)
+
+    def log_normalizer(self, like: Tensor, observed: Tensor) -> Tensor:
+        """Log density of a residual of zero, `(*b,)`: -1/2 (log det R_oo + m log 2 pi) of the m observed values.
+
+        Args:
+            like: `(*b, m)`, whose dtype and device the result has.
+            observed: see `log_prob`.
+        """
+        count = observed.sum(-1).to(like.dtype)
+        if isinstance(self.std, float | int):
+            return -(0.5 * _LOG_TWO_PI + math.log(self.std)) * count
+        return -0.5 * _LOG_TWO_PI * count - self._log_scale(like, observed)
 
     def whiten(self, residual: Tensor, observed: Tensor | None = None) -> Tensor:
         """R_oo^-1/2 r at the observed places (lower Cholesky factor), 0 elsewhere; `(*b, m)`."""
@@ -230,9 +241,7 @@ class GaussianNoise:
         return torch.linalg.cholesky(torch.where(keep, matrix, identity)).to(like.dtype)
 
     def _log_scale(self, like: Tensor, observed: Tensor) -> Tensor:
-        """1/2 log det R_oo."""
-        if isinstance(self.std, float | int):
-            return math.log(self.std) * observed.sum(-1).to(like.dtype)
+        """1/2 log det R_oo, where there is more than one standard deviation."""
         if self.diagonal:
             std = self._std(like)
             assert isinstance(std, Tensor)
@@ -255,16 +264,21 @@ def open_uniform(rng: Rng, shape: tuple[int, ...], device: torch.device | str) -
     return uniform(rng, shape, dtype=torch.float64, device=device).clamp_min(2.0**-54)
 
 
+def check_positive(given: Any, what: str) -> None:
+    """Raise a ValueError unless `given` is a positive number, or several, and all are finite."""
+    array = given if isinstance(given, Tensor) else np.asarray(given)
+    if not POSITIVE.hold(array):
+        raise ValueError(f"{what} is {given}; expected positive numbers")
+
+
 def positive_numbers(given: Any, what: str) -> float | Tensor:
     """A positive number, or a flat float64 tensor of them.
 
     Raises:
         ValueError: one is not positive and finite.
     """
-    value = torch.as_tensor(given, dtype=torch.float64).flatten() if not isinstance(given, int | float) else given
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    if not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
-        raise ValueError(f"{what} is {given}; expected positive numbers")
-    if isinstance(value, Tensor):
-        return float(value) if torch.as_tensor(given).ndim == 0 else value.cpu()
-    return float(value)
+    check_positive(given, what)
+    if isinstance(given, int | float):
+        return float(given)
+    value = torch.as_tensor(given, dtype=torch.float64)
+    return float(value) if value.ndim == 0 else value.flatten().cpu()

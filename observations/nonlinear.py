@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamics.settings import ANY, POSITIVE, check_settings, one_or_several
 from observations.base import ObservationOperator, SpaceOrShape, space_name
 from observations.sampling import Select, channel_indices
 
@@ -38,6 +39,7 @@ class Arctan(ObservationOperator):
 
     def __post_init__(self) -> None:
         """Turn names into indices, numbers into one per channel."""
+        check_settings(self, center=one_or_several(ANY), scale=one_or_several(POSITIVE))
         every = range(self.event_shape[0]) if self.channels is None else self.channels
         channels = channel_indices(self.space, every)
         object.__setattr__(self, "channels", channels)
@@ -51,8 +53,6 @@ class Arctan(ObservationOperator):
                 )
             full = torch.tensor(values, dtype=torch.float64).expand(len(channels)).reshape(column)
             object.__setattr__(self, f"{name}_column", full)
-        if not bool((self.scale_column > 0).all()):  # type: ignore[attr-defined]
-            raise ValueError(f"scale={self.scale}; expected positive values")
 
     def forward(self, x: Tensor) -> Tensor:
         """arctan((x - center) / scale)."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dynamics.errors import CapabilityError
 from dynamics.random import Streams, uniform
+from dynamics.settings import SEED, check_settings, whole
 from dynamics.space import Space
 from observations.base import LinearOperator, space_name
 from observations.places import corners, fractional_indices, point_array
@@ -64,6 +65,7 @@ class ParticleVelocity(LinearOperator):
 
     def __post_init__(self) -> None:
         """Check the grid, draw or read the places."""
+        check_settings(self, count=whole(1, none=True), seed=SEED)
         space = self.space
         if not isinstance(space, Space) or len(space.grid) != 2 or space.spherical or len(space.channels) != 1:
             raise CapabilityError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dynamics.random import Streams, uniform
+from dynamics.settings import COUNT, check_number, whole
 from dynamics.space import Space
 from observations.base import SVD, LinearOperator, SpaceOrShape, space_name
 from observations.places import corners, fractional_indices, point_array
@@ -139,6 +140,29 @@ class Mask(LinearOperator):
         if valid is not None and not bool(valid.flatten()[index].all()):
             raise ValueError("the mask observes a no-data cell of the Space")
         object.__setattr__(self, "mask", index)
+
+    @classmethod
+    def every(cls, space: SpaceOrShape, stride: int, *, first: int = 0) -> Mask:
+        """Every `stride`-th cell along each dim of the grid (or value of a state without one), no-data cells left out.
+
+        In a card: `{type = "Mask", preset = "every", stride = 4}`.
+
+        Args:
+            space: Space of the state, or its event shape.
+            stride: cells from one observed cell to the next, in every dim; 1 observes all.
+            first: index of the first observed cell in every dim.
+
+        Raises:
+            ValueError: a stride or first cell that is none, or nothing observed.
+        """
+        check_number("stride", stride, COUNT)
+        check_number("first", first, whole(0))
+        event = space if isinstance(space, tuple) else space.event_shape
+        observed = torch.zeros(event, dtype=torch.bool)
+        some = slice(first, None, stride)
+        observed[(some,) if len(event) == 1 else (slice(None), *[some] * (len(event) - 1))] = True
+        valid = _valid(space)
+        return cls(space, observed if valid is None else observed & valid)
 
     @property
     def index(self) -> Tensor:

@@ -15,12 +15,15 @@ from assimilate.filters.base import Diverged, DivergenceWarning, EnsembleFilter,
 from assimilate.filters.ensemble import ETKF, EnKF
 from assimilate.filters.particle import BootstrapFilter
 from assimilate.runner import run, stream
+from assimilate.variational.background import DenseBackground
+from assimilate.variational.three_dimensional import ThreeDVar
 from assimilate.verification.statistics import Scoring, diverged, evaluate, rank_histogram, scores, series, statistics
+from dynamics.linear import LinearGaussian
 from dynamics.lorenz import Lorenz96
 from dynamics.random import Streams, normal, uniform
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
-from observations.sampling import Identity
+from observations.sampling import Identity, Mask
 
 MODEL = Lorenz96()
 LIKELIHOOD = Likelihood(Identity(MODEL.space), GaussianNoise(1.0))
@@ -229,3 +232,17 @@ def test_a_result_in_a_file_says_so_too(tmp_path):
     stored = lost_run(keep=4, out=tmp_path / "a.nc")
     xr.testing.assert_equal(stored.load(), held)
     assert stored.attrs["divergence"] == held.attrs["divergence"]
+
+
+def test_an_experiment_whose_minimisation_fails_does_not_stop_the_others():
+    # 1e25 squared is no float32: the misfit of experiment 0 is infinite.
+    ring = LinearGaussian.ring(6)
+    likelihood = Likelihood(Mask(ring.space, [0, 2, 3]), GaussianNoise(0.5))
+    values = np.random.default_rng(0).normal(0.0, 5.0, (4, 3))
+    both = xr.Dataset(
+        {"y": (("experiment", "time", "value"), np.stack([1e25 * values, values]))}, {"time": np.arange(1.0, 5.0)}
+    )
+    method = ThreeDVar(ring, background=DenseBackground.prior(ring))
+    with pytest.warns(UserWarning, match="experiment 0 diverged.*misfit"):
+        result = run(method, both, likelihood=likelihood, members=5, seed=1)
+    assert np.isfinite(result["x"].isel(experiment=1)).all() and np.isnan(result["x"].isel(experiment=0)).all()

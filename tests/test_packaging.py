@@ -41,7 +41,7 @@ def test_the_wheel_holds_cards_data_weights_and_markers(wheel):
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert any(n.endswith("licenses/LICENSE") or n.endswith("LICENSE") for n in names)
     # Shipped priors are small: the whole wheel stays a quick download.
-    assert sum(sizes.values()) < 50e6
+    assert sum(sizes.values()) < 60e6
 
 
 def test_every_import_name_has_one_owner():

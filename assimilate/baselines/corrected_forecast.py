@@ -45,6 +45,7 @@ from assimilate.variational.three_dimensional import cost_of
 from dynamics.base import Dynamics, steps_between
 from dynamics.errors import SpaceMismatch
 from dynamics.random import Rng, Streams, normal
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 from observations.noise import GaussianNoise
 
@@ -83,8 +84,7 @@ class CorrectedForecast:
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise ValueError(f"weight is {self.weight}; expected a positive number, 1 / (Space units)^2")
+        check_settings(self, weight=number(above=0, words="a positive number, 1 / (Space units)^2"))
 
     @classmethod
     def tuned(

@@ -28,6 +28,7 @@ from assimilate.baselines.velocity_kernels import Components, VelocityLaw, covar
 from assimilate.filters.base import Exactness
 from assimilate.memo import Memo, content
 from dynamics.errors import CapabilityError
+from dynamics.settings import ANY, FRACTION, NOT_NEGATIVE, POSITIVE, check_settings, several
 from dynamics.space import Space
 from observations.likelihood import Observation
 
@@ -67,16 +68,8 @@ class DivergenceFreeInterpolation:
         """Check the Space and the settings."""
         check_velocity(self.space, method=self.name)
         check_kernel(self.kernel)
-        if len(self.mean) != 2:
-            raise ValueError(f"mean is {self.mean}; expected two numbers, those of u and v")
-        for name in ("variance", "length"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} is {value}; expected a positive number")
-        if not (self.nugget >= 0 and math.isfinite(self.nugget)):
-            raise ValueError(f"nugget is {self.nugget}; expected a variance, at least 0")
-        if not 0 <= self.divergent <= 1:
-            raise ValueError(f"divergent is {self.divergent}; expected a share from 0 to 1")
+        check_settings(self, mean=several(ANY, 2), variance=POSITIVE, length=POSITIVE)
+        check_settings(self, nugget=NOT_NEGATIVE, divergent=FRACTION)
 
     @classmethod
     def fit(

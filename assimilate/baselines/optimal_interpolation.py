@@ -42,6 +42,7 @@ from assimilate.baselines.kernels import (
 from assimilate.filters.base import Exactness
 from assimilate.memo import Memo, content
 from dynamics.random import Streams, uniform
+from dynamics.settings import ANY, POSITIVE, check_settings, one_or_several
 from dynamics.space import Space
 from observations.likelihood import Observation
 
@@ -97,10 +98,10 @@ class OptimalInterpolation:
         """Check the settings."""
         check_grid(self.space, method=self.name)
         check_kernel(self.kernel)
+        positive = one_or_several(POSITIVE)
+        check_settings(self, mean=one_or_several(ANY), variance=positive, length=positive)
         for channel in range(len(self.space.channels)):
-            for name, value in zip(("variance", "length"), self.law(channel)[1:], strict=True):
-                if not (value > 0 and math.isfinite(value)):
-                    raise ValueError(f"{name} is {value}; expected a positive number")
+            self.law(channel)
 
     def law(self, channel: int) -> KernelFit:
         """Mean, variance and length of a channel."""

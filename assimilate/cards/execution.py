@@ -23,7 +23,7 @@ from assimilate.cards.card import Card, Method
 from assimilate.cards.judging import Judge, expectations
 from assimilate.cards.methods import check_labels, initial_prior, method_of
 from assimilate.cards.problem import Problem, prepare
-from assimilate.cards.records import Outcome, describe, inputs_of, score_table, working_of
+from assimilate.cards.records import Outcome, describe, inputs_of, score_table, units_of_scores
 from assimilate.cards.resuming import fingerprint, finished_methods
 from assimilate.devices import find_device
 from assimilate.errors import CardError, UserError, suggestion
@@ -32,8 +32,8 @@ from assimilate.feedback import Feedback
 from assimilate.filters.base import DivergenceWarning, Filter
 from assimilate.runner import run
 from assimilate.storage import add_group, replacing, safe_name, write_groups, write_rows
+from assimilate.verification.by_field import names_by_field
 from assimilate.verification.reference import DISTANCES, Comparison
-from assimilate.verification.statistics import units_of
 
 
 class Listener(Protocol):
@@ -244,8 +244,7 @@ class _Record:
             found = {}
         for other, distances in found.items():
             outcome.scores[other] |= distances
-        units = working_of(self.made.problem)
-        outcome.units |= {s: units_of(s.removeprefix("withheld_"), units) for of in outcome.scores.values() for s in of}
+        outcome.units |= units_of_scores({s for of in outcome.scores.values() for s in of}, self.made.problem)
         outcome.checks = expectations(self.made.card, outcome.scores)
 
     def _start(self, more: dict[str, xr.Dataset]) -> None:
@@ -266,7 +265,7 @@ def check_scores(card: Card, problem: Problem, labels: list[str]) -> None:
     reference = card.scores.reference
     if reference is not None and reference not in labels:
         raise CardError(f"scores.reference: there is no method '{reference}'{suggestion(reference, labels)}")
-    possible = Judge.possible(problem)
+    possible = Judge.possible(problem) + (names_by_field(problem.space) if problem.truth is not None else [])
     for where, name in [("scores.names", n) for n in card.scores.names] + [
         ("expected", e.score) for e in card.expected
     ]:

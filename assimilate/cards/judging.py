@@ -12,6 +12,7 @@ import xarray as xr
 from assimilate.cards.instruments import quality_of
 from assimilate.diagnosis import innovation_scores
 from assimilate.engine.results import moment_space
+from assimilate.verification.by_field import names_by_field, scores_by_field
 from assimilate.verification.missing import blanked, filled, gone_of, present
 from assimilate.verification.reference import DISTANCES
 from assimilate.verification.spectra import flow_of, pooled_spectra
@@ -67,6 +68,10 @@ class Judge:
                 raise FloatingPointError(self.divergence or "every experiment diverged")
         if self.against_truth:
             out |= scores(_joined(self.against_truth), self.problem.scoring)
+            asked = asked_by_field(self.problem)
+            if asked:
+                found = scores_by_field(_joined(self.against_truth), self.problem.space, self.problem.scoring)
+                out |= {name: value for name, value in found.items() if name in asked}
         if self.against_withheld:
             plain = scores(_joined(self.against_withheld), _without_events(self.problem))
             out |= {f"withheld_{k}": v for k, v in plain.items() if not k.startswith(("nrmse", "csi", "diverged"))}
@@ -103,6 +108,7 @@ class Judge:
             names += [*ENSEMBLE, *(["diverged"] if problem.scoring.diverged is not None else [])]
             names += [*(f"csi_{t:g}{unit}" for t in problem.scoring.thresholds)]
             names += ["spectrum_error"] if flow_of(problem.space) is not None else []
+            names += asked_by_field(problem)
         if problem.examiners is not None:
             names += [f"withheld_{n}" for n in ENSEMBLE if not n.startswith("nrmse")]
         if problem.card.scores.reference is not None:
@@ -110,6 +116,13 @@ class Judge:
         if quality_of(problem.card) is not None:
             names += ["chi_square", "rejected"]
         return [*names, "ess", "log_evidence", "seconds"]
+
+
+def asked_by_field(problem: Problem) -> list[str]:
+    """The scores of single fields that the card names; a state of many fields would have too many of them."""
+    card = problem.card
+    named = {*card.scores.names, *(entry.score for entry in card.expected)}
+    return [name for name in names_by_field(problem.space) if name in named]
 
 
 def examine(analysis: xr.Dataset, examiners: Examiners, problem: Problem) -> xr.Dataset:

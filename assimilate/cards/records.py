@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from assimilate.cards.problem import Problem
 from assimilate.devices import device_in_words
 from assimilate.engine.network import Network
 from assimilate.engine.results import working_units
+from assimilate.verification.by_field import BY_FIELD
 from assimilate.verification.statistics import units_of
 
 
@@ -65,7 +67,8 @@ def score_table(outcome: Outcome, problem: Problem, card: Card) -> xr.Dataset:
         for j, name in enumerate(names):
             values[i, j] = outcome.scores.get(label, {}).get(name, math.nan)
             spreads[i, j] = outcome.spreads.get(label, {}).get(name, math.nan)
-    units = [units_of(n.removeprefix("withheld_"), working_of(problem)) for n in names]
+    by_name = units_of_scores(names, problem)
+    units = [by_name[n] for n in names]
     # Not "method": that is an argument of Dataset.sel.
     dims = ("label", "score")
     table = {"value": (dims, values), "units": ("score", np.array(units, dtype=object))}
@@ -164,6 +167,13 @@ def inputs_of(problem: Problem) -> dict[str, xr.Dataset]:
     """The groups that every method was given."""
     groups = {} if problem.truth is None else {"truth": problem.truth}
     return groups | {"observations": problem.observations}
+
+
+def units_of_scores(names: Iterable[str], problem: Problem) -> dict[str, str]:
+    """Units of scores by their names; those of a single field are its own."""
+    fields = {f"{s}_{f.name}": units_of(s, working_units(f)) for f in problem.space.fields for s in BY_FIELD}
+    known = working_of(problem)
+    return {n: fields.get(n, units_of(n.removeprefix("withheld_"), known)) for n in names}
 
 
 def working_of(problem: Problem) -> str:

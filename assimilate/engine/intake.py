@@ -2,7 +2,7 @@ r"""What a run is given, brought into the one form that the cycle takes: a Datas
 
 Instruments and tables are gathered (`assimilate.engine.network`), times that are not those of model steps are scheduled
 (`assimilate.schedule`), and a model that has to take shorter steps is told so. A single Dataset with the schedule
-"exact" is left as it is, lazy or not.
+"exact" is left as it is, lazy or not. Arguments that cannot be are refused before anything is read or written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from assimilate.baselines.base import Baseline
-from assimilate.engine.cycle import Cycle, LikelihoodOrRule, Method, check_values, space_of, with_time
+from assimilate.engine.cycle import INITIAL_STEP, Cycle, LikelihoodOrRule, Method, check_values, space_of, with_time
 from assimilate.engine.inspection import Inspection
 from assimilate.engine.network import Network, gather
 from assimilate.errors import UserError
@@ -25,6 +25,7 @@ from assimilate.filters.substepped import Substepped
 from assimilate.quality import Quality, check_names, controls_by_name, looks_at_background
 from assimilate.schedule import Schedule
 from assimilate.smoothers.base import Smoother
+from dynamics.settings import whole
 from observations.base import ObservationOperator
 from observations.instruments import Instrument
 from observations.likelihood import Likelihood
@@ -179,3 +180,27 @@ def owner(variable: Any, likelihood: LikelihoodOrRule) -> str:
     if isinstance(likelihood, Network):
         return next(part.instrument.name for part in likelihood.parts if variable in part.names)
     return str(variable)
+
+
+def check_arguments(
+    on_divergence: str,
+    first: int,
+    *,
+    out: Any = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
+    feedback: Feedback | None = None,
+) -> None:
+    """Raise a UserError if arguments of a run are not what they can be, or do not go together; see `run`."""
+    if on_divergence not in ("record", "raise"):
+        raise UserError(f"on_divergence is {on_divergence!r}; expected 'record' or 'raise'")
+    # Random numbers belong to the index of an analysis, and the largest one to the initial ensemble.
+    if not whole(0, INITIAL_STEP - 1).hold(first):
+        raise UserError(f"first is {first!r}; expected the index of the first analysis, 0 or more")
+    if out is None and (resume or overwrite or checkpoint_every is not None):
+        raise UserError("resume, overwrite and checkpoint_every are about a result in a file: give out='analysis.nc'")
+    if not whole(1, none=True).hold(checkpoint_every):
+        raise UserError(f"checkpoint_every is {checkpoint_every!r}; expected 1 analysis or more")
+    if feedback is not None and resume:
+        raise UserError("feedback is held in memory, that of an earlier part is gone: leave out feedback or resume")

@@ -47,6 +47,7 @@ from assimilate.posterior.weights import (
 from dynamics.base import Dynamics, TransitionDensity, steps_between
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 
 Proposal = Literal["bootstrap", "guided"]
@@ -89,8 +90,7 @@ class AuxiliaryFilter(EnsembleFilter):
         check_resampling(self.resampling, self.threshold)
         if self.proposal not in get_args(Proposal):
             raise ValueError(f"proposal is {self.proposal!r}; expected one of {', '.join(get_args(Proposal))}")
-        if not 0 <= self.power <= 1:
-            raise ValueError(f"power is {self.power}; expected an exponent from 0 to 1")
+        check_settings(self, power=number(0, 1, words="an exponent from 0 to 1"))
         if self.proposal == "guided" and not isinstance(self.dynamics, TransitionDensity):
             raise CapabilityError(
                 f"{self.name} with proposal='guided' needs dynamics with moments() and log_prob(); "

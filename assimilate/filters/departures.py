@@ -44,8 +44,8 @@ def gaussian_departures(observation: Observation, members: Tensor, *, method: st
     observed = observed_values(observation, members)
     residual = observation.likelihood.residual(observation.y, members).flatten(2)
     departure = residual.mean(1)
-    zeros = torch.zeros_like(departure)
-    return Departures(departure, departure.unsqueeze(1) - residual, observed, noise.log_prob(zeros, observed))
+    normalizer = noise.log_normalizer(departure, observed)
+    return Departures(departure, departure.unsqueeze(1) - residual, observed, normalizer)
 
 
 def gaussian_noise(observation: Observation, *, method: str) -> GaussianNoise:

@@ -22,7 +22,7 @@ from torch import Tensor
 from assimilate.filters.base import Exactness
 from assimilate.filters.departures import Departures
 from assimilate.filters.ensemble import Analysis, GlobalFilter, global_analysis, split
-from assimilate.filters.transforms import kalman_increments
+from assimilate.filters.gram import Factored
 from dynamics.random import Rng
 from observations.likelihood import Observation
 
@@ -46,5 +46,6 @@ class DEnKF(GlobalFilter):
     def _analyse(self, background: Tensor, found: Departures, observation: Observation, *, rng: Rng) -> Analysis:
         mean, anomalies = split(background)
         departures = torch.cat([found.departure.unsqueeze(1), -0.5 * found.spread], 1)
-        increments = kalman_increments(anomalies, found.spread, departures)
-        return global_analysis(mean + increments[:, :1] + anomalies + increments[:, 1:], background, found)
+        gram = Factored.of(found.spread)
+        increments = gram.increments(anomalies, departures)
+        return global_analysis(mean + increments[:, :1] + anomalies + increments[:, 1:], background, found, gram)

@@ -30,8 +30,9 @@ from assimilate.filters.base import (
     forecast,
 )
 from assimilate.filters.departures import Departures, gaussian_departures, observed_values
+from assimilate.filters.gram import Decomposed, Factored
 from assimilate.filters.inflation import add_noise, check_spread_settings, inflate, rotate
-from assimilate.filters.transforms import innovation_log_likelihood, kalman_increments, square_root_analysis
+from assimilate.filters.transforms import log_likelihood
 from assimilate.posterior.weights import uniform_log_weights
 from dynamics.base import Dynamics
 from dynamics.covariance import Covariance
@@ -156,8 +157,9 @@ class EnKF(GlobalFilter):
     def _analyse(self, background: Tensor, found: Departures, observation: Observation, *, rng: Rng) -> Analysis:
         mean, anomalies = split(background)
         noise = perturbations(found, self.perturbations, rng=rng)
-        increments = kalman_increments(anomalies, found.spread, found.departure.unsqueeze(1) - found.spread + noise)
-        return global_analysis(mean + anomalies + increments, background, found)
+        gram = Factored.of(found.spread)
+        increments = gram.increments(anomalies, found.departure.unsqueeze(1) - found.spread + noise)
+        return global_analysis(mean + anomalies + increments, background, found, gram)
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,9 @@ class ETKF(GlobalFilter):
 
     def _analyse(self, background: Tensor, found: Departures, observation: Observation, *, rng: Rng) -> Analysis:
         mean, anomalies = split(background)
-        increment, anomalies = square_root_analysis(anomalies, found.spread, found.departure)
-        return global_analysis(mean + increment + anomalies, background, found)
+        gram = Decomposed.of(found.spread)
+        increment, anomalies = gram.analysis(anomalies, found.departure)
+        return global_analysis(mean + increment + anomalies, background, found, gram)
 
 
 def split(members: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,9 +223,19 @@ def anywhere(observed: Tensor, members: Tensor) -> Tensor:
     return observed.any(-1).reshape(-1, *[1] * (members.ndim - 2))
 
 
-def global_analysis(flat: Tensor, background: Tensor, found: Departures) -> Analysis:
-    """New members `(E, N, n)` of a filter without localisation, with the Gaussian evidence of the background."""
-    evidence = innovation_log_likelihood(found.spread, found.departure, found.log_normalizer)
+def global_analysis(
+    flat: Tensor, background: Tensor, found: Departures, gram: Factored | Decomposed | None = None
+) -> Analysis:
+    """New members of a filter without localisation, with the Gaussian evidence of the background.
+
+    Args:
+        flat: the new members, `(E, N, n)`.
+        background: the old ones, `(E, N, *event)`.
+        found: their departures.
+        gram: the spread of `found`, where the analysis has factored it; None: it is factored here.
+    """
+    gram = Factored.of(found.spread) if gram is None else gram
+    evidence = log_likelihood(gram, found.departure, found.log_normalizer)
     return Analysis(flat.reshape(background.shape), anywhere(found.observed, background), evidence.to(flat.dtype))
 
 

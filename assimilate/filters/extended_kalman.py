@@ -29,6 +29,7 @@ from assimilate.filters.base import Exactness
 from assimilate.filters.kalman import Prior
 from assimilate.filters.square_root import SquareRootFilter, array_update, noise_root, with_noise
 from dynamics.base import Dynamics, TransitionDensity, steps_between
+from dynamics.settings import check_settings, whole
 from observations.likelihood import Observation
 
 HALVINGS = 4
@@ -66,8 +67,7 @@ class ExtendedKalmanFilter(SquareRootFilter):
     def __post_init__(self) -> None:
         """Check the settings."""
         self._check()
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}; expected 1 (the EKF) or more")
+        check_settings(self, iterations=whole(1, words="a whole number, 1 (the EKF) or more"))
 
     def _forecast(self, mean: Tensor, root: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
         dynamics = self.dynamics

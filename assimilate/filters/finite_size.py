@@ -37,8 +37,9 @@ from torch import Tensor
 from assimilate.filters.base import Exactness
 from assimilate.filters.departures import Departures
 from assimilate.filters.ensemble import Analysis, GlobalFilter, global_analysis, split
-from assimilate.filters.transforms import square_root_analysis
+from assimilate.filters.gram import Decomposed
 from dynamics.random import Rng
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 
 GRID = 33
@@ -77,37 +78,31 @@ class EnKFN(GlobalFilter):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if not self.certainty > 0:
-            raise ValueError(f"certainty is {self.certainty}; expected a positive factor (1: the Jeffreys prior)")
+        check_settings(self, certainty=number(above=0, words="a positive factor (1: the Jeffreys prior)"))
 
     def _analyse(self, background: Tensor, found: Departures, observation: Observation, *, rng: Rng) -> Analysis:
         mean, anomalies = split(background)
-        values, squares = eigenvalues(found.spread.double(), found.departure.double())
+        gram = Decomposed.of(found.spread)
+        values, squares = eigenvalues(gram, found.departure.double())
         factor = prior_factor(values, squares, *size_law(values, self.certainty))
-        factor = factor.to(anomalies.dtype)[:, None, None]
-        wide = found._replace(spread=factor * found.spread)
-        increment, anomalies = square_root_analysis(factor * anomalies, wide.spread, found.departure)
-        return global_analysis(mean + increment + anomalies, background, wide)
+        gram = gram.scaled(factor)
+        increment, anomalies = gram.analysis(factor.to(anomalies.dtype)[:, None, None] * anomalies, found.departure)
+        return global_analysis(mean + increment + anomalies, background, found, gram)
 
 
-def eigenvalues(spread: Tensor, departure: Tensor) -> tuple[Tensor, Tensor]:
+def eigenvalues(gram: Decomposed, departure: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of `S S^T` and squared components of `S d` along its eigenvectors, `(E, N)` each.
 
-    The smaller of the two Gram matrices is decomposed: they have the same eigenvalues but for zeros.
-
     Args:
-        spread: S, `(E, N, m)`, float64.
+        gram: of S; the two Gram matrices have the same eigenvalues but for zeros.
         departure: d, `(E, m)`, float64.
     """
-    n, m = spread.shape[-2:]
+    n, m = gram.spread.shape[-2:]
     d = departure.unsqueeze(-2)
     if m >= n:
-        values, vectors = torch.linalg.eigh(spread @ spread.mT)
-        return values.clamp_min(0), (d @ spread.mT @ vectors).squeeze(-2).square()
-    values, vectors = torch.linalg.eigh(spread.mT @ spread)
-    values = values.clamp_min(0)
-    squares = values * (d @ vectors).squeeze(-2).square()
-    return torch.nn.functional.pad(values, (n - m, 0)), torch.nn.functional.pad(squares, (n - m, 0))
+        return gram.values, (d @ gram.spread.mT @ gram.vectors).squeeze(-2).square()
+    squares = gram.values * (d @ gram.vectors).squeeze(-2).square()
+    return torch.nn.functional.pad(gram.values, (n - m, 0)), torch.nn.functional.pad(squares, (n - m, 0))
 
 
 def size_law(values: Tensor, certainty: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,9 @@ mend. With `smoothing` the step follows the exact factorisation
 
     p(x_{k-1}, x_k | y_1..k) = p(x_{k-1} | y_1..k) p(x_k | x_{k-1}, y_k)
 
-in which y_k enters twice and is counted once: a local ensemble Kalman filter moves x_{k-1}, with weights from unguided
-draws of x_k (which know the transition's own noise), and the guided transition then draws x_k. It is what localised
-weights would do, without their collapse; exact for linear-Gaussian systems and exact guidance as members grow.
+in which y_k enters twice and is counted once: an ensemble Kalman filter moves x_{k-1}, with weights from unguided draws
+of x_k (which know the noise of the transition), and the guided transition then draws x_k. That is exact for a linear
+Gaussian system and exact guidance as members grow. A local particle filter in its place gives localised weights.
 
 References:
     Chen et al. (2024), FlowDAS: a stochastic interpolant-based framework for data assimilation,
@@ -42,6 +42,7 @@ from torch import Tensor
 
 from assimilate.filters.base import EnsembleFilter, Exactness, FilterState, HistoryState, Info, check_finite
 from assimilate.filters.ensemble import EnsembleKalmanFilter, smoothed
+from assimilate.filters.local_particle import LocalParticleFilter
 from assimilate.filters.particle import weigh
 from assimilate.posterior.calibration import Calibration
 from assimilate.posterior.condition import Guidance
@@ -54,6 +55,7 @@ from assimilate.posterior.transition import Bounded, GenerativePrior, Generative
 from assimilate.posterior.weights import Scheme, effective_sample_size, resample, select
 from dynamics.base import steps_between
 from dynamics.random import Rng, Streams
+from dynamics.settings import check_settings, number, whole
 from observations.likelihood import Observation
 
 Weights = Literal["auto", "global", "none"]
@@ -76,7 +78,8 @@ class FlowDAS(EnsembleFilter):
         threshold: share of the members below which the effective sample size triggers resampling.
         antithetic: draw the noise of the members in mirrored pairs: the ensemble mean of a nearly Gaussian posterior
             then loses no `1 / N` of its variance. For ensembles without weights; needs `Streams` and an even number.
-        smoothing: an ensemble Kalman filter (LETKF, ETKF...) that moves the previous states where there are no weights;
+        smoothing: an ensemble Kalman filter (LETKF, ETKF...) that moves the previous states where there are no weights,
+            or a `LocalParticleFilter`, which does it by localised weights (their effective sample size is then told);
             its inflation and relaxation act on them. None: they stay.
 
     Exactness: consistent for the learned transition with global weights, biased without.
@@ -97,7 +100,7 @@ class FlowDAS(EnsembleFilter):
     resampling: Scheme = "systematic"
     threshold: float = 0.5
     antithetic: bool = False
-    smoothing: EnsembleKalmanFilter | None = None
+    smoothing: EnsembleKalmanFilter | LocalParticleFilter | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -109,8 +112,8 @@ class FlowDAS(EnsembleFilter):
             )
         if self.weights not in ("auto", "global", "none"):
             raise ValueError(f"weights is {self.weights!r}; expected 'auto', 'global' or 'none'")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; expected a share of the members, from 0 to 1")
+        share = number(0, 1, words="a share of the members, from 0 to 1")
+        check_settings(self, weight_limit=whole(0), threshold=share)
 
     @classmethod
     def unguided(cls, dynamics: Any, **settings: Any) -> FlowDAS:
@@ -191,13 +194,17 @@ class FlowDAS(EnsembleFilter):
         weighted = seen > 0 and (self.weights == "global" or (self.weights == "auto" and seen <= self.weight_limit))
         guided = self.guidance if seen else None
         members, ratio, weighting = start.members, None, None
+        ess = effective_sample_size(start.log_weights)
         steps = steps_between(self.dynamics, state.time, time)
         for k in range(steps):
             before = state.time + k * self.dynamics.dt
             last = k == steps - 1
             if last and self.smoothing is not None and observation is not None and seen and not weighted:
                 ahead = self._draw(members, self._context(members, before, past), before, None, None, rng=rng).x
-                members = smoothed(self.smoothing, members, self._within(ahead), observation, time, rng=rng)
+                if isinstance(self.smoothing, LocalParticleFilter):
+                    members, ess = self.smoothing.smoothed(members, self._within(ahead), observation, rng=rng)
+                else:
+                    members = smoothed(self.smoothing, members, self._within(ahead), observation, time, rng=rng)
                 weighting = "local"
             sample = self._draw(
                 members, self._context(members, before, past), before, observation if last else None,
@@ -213,7 +220,6 @@ class FlowDAS(EnsembleFilter):
             check_finite(members, self.name, time, state.time)
             # Members that were not weighed say nothing of how probable the observation was.
             evidence = members.new_full(members.shape[:1], torch.nan if seen else 0.0)
-            ess = effective_sample_size(start.log_weights)
             weighting = (weighting or "none") if seen else None
             info = Info(None, evidence, ess, ancestors=start.ancestors, weighting=weighting)
             return HistoryState(members, start.log_weights, float(time), past), info

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dynamics.covariance import Covariance
 from dynamics.random import Rng, normal
+from dynamics.settings import check_number, number
 
 
 def check_spread_settings(
@@ -54,17 +55,15 @@ def check_spread_settings(
         additive: standard deviation, or covariance.
         event_shape: of a state; None does not compare it with that of the covariance.
     """
-    for name, factor in (("inflation", inflation), ("prior_inflation", prior_inflation)):
-        if not (factor > 0 and math.isfinite(factor)):
-            raise ValueError(f"{name} is {factor}; expected a positive factor of the anomalies, such as 1.02")
-    for name, share in (("relaxation", relaxation), ("perturbation_relaxation", perturbation_relaxation)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share}; expected a fraction between 0 (none) and 1 (that of the prior kept)")
-    if isinstance(additive, int | float):
-        if not (additive >= 0 and math.isfinite(additive)):
-            raise ValueError(f"additive is {additive}; expected a standard deviation in Space units (0: none)")
-    elif not isinstance(additive, Covariance):
-        raise ValueError(f"additive is {additive!r}; expected a standard deviation or a Covariance")
+    factor = number(above=0, words="a positive factor of the anomalies, such as 1.02")
+    share = number(0, 1, words="a fraction between 0 (none) and 1 (that of the prior kept)")
+    check_number("inflation", inflation, factor)
+    check_number("prior_inflation", prior_inflation, factor)
+    check_number("relaxation", relaxation, share)
+    check_number("perturbation_relaxation", perturbation_relaxation, share)
+    if not isinstance(additive, Covariance):
+        words = "a standard deviation in Space units (0: none), or a Covariance"
+        check_number("additive", additive, number(0, words=words))
     elif event_shape is not None and tuple(additive.event_shape) != event_shape:
         raise ValueError(
             f"additive is a covariance of events {tuple(additive.event_shape)}; the state is {event_shape}"

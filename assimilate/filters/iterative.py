@@ -31,6 +31,7 @@ from assimilate.smoothers.controls import Controls, draw_path, join_noise
 from assimilate.smoothers.gauss_newton import Slopes, check_iterations, minimise
 from dynamics.base import Dynamics, steps_between
 from dynamics.random import Rng
+from dynamics.settings import COUNT, check_settings, number
 from observations.likelihood import Observation
 
 
@@ -90,10 +91,8 @@ class IEnKF:
         """Check the settings."""
         check_spread_settings(self.inflation)
         check_iterations(self.iterations, self.tolerance, self.slopes)
-        if self.lag < 1:
-            raise ValueError(f"lag is {self.lag}; expected 1 analysis or more")
-        if self.certainty is not None and not self.certainty > 0:
-            raise ValueError(f"certainty is {self.certainty}; expected a positive factor (1: the Jeffreys prior)")
+        words = "a positive factor (1: the Jeffreys prior), or None"
+        check_settings(self, lag=COUNT, certainty=number(above=0, none=True, words=words))
 
     def init(self, members: Tensor, time: float = 0.0) -> WindowState:
         """A window of one state, the members `(E, N, *event)` at `time`."""

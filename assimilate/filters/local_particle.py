@@ -49,6 +49,7 @@ from dynamics.base import Dynamics
 from dynamics.covariance import Covariance
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 from observations.noise import GaussianNoise
 
@@ -102,8 +103,7 @@ class LocalParticleFilter(EnsembleFilter):
         space = self.dynamics.space
         check_radius(self.radius)
         check_spread_settings(self.inflation, self.relaxation, additive=self.additive, event_shape=space.event_shape)
-        if not 0 <= self.least_ess <= 1:
-            raise ValueError(f"least_ess is {self.least_ess}; expected a fraction of the members from 0 to 1")
+        check_settings(self, least_ess=number(0, 1, words="a fraction of the members from 0 to 1"))
         if not space.grid:
             raise CapabilityError(
                 f"{self.name} needs a grid to localise on; {space!r} has scalar fields only: use BootstrapFilter"
@@ -118,28 +118,48 @@ class LocalParticleFilter(EnsembleFilter):
         ess, evidence = background.new_full((experiments,), float(n)), background.new_zeros(experiments)
         if observation is None:
             return FilterState(background, state.log_weights, float(time)), Info(background, evidence, ess)
-        observed = observed_values(observation, background)
-        members, reached, local = self._analyse(background, observed, observation)
+        members, ess = self.smoothed(background, background, observation, rng=rng)
         check_finite(members, self.name, time, state.time, "members after the analysis")
-        count = reached.sum(-1)
-        ess = torch.where(count > 0, (local * reached).sum(-1) / count.clamp_min(1), ess)
-        on_grid = reached.reshape(experiments, 1, *self.dynamics.space.grid_shape)
-        members = inflate(members, background, on_grid, inflation=self.inflation, relaxation=self.relaxation)
-        if not isinstance(self.additive, int | float) or self.additive > 0:
-            members = add_noise(members, on_grid, self.additive, rng=rng)
-        evidence = torch.where(observed.any(-1), torch.nan, evidence)
+        evidence = torch.where(observed_values(observation, background).any(-1), torch.nan, evidence)
         info = Info(background, evidence, ess, weighting="local")
         return FilterState(members, state.log_weights, float(time)), info
 
-    def _analyse(self, background: Tensor, observed: Tensor, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
+    def smoothed(
+        self, earlier: Tensor, ahead: Tensor, observation: Observation, *, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """States moved by the local weights of later ones: with `earlier` the background itself, the analysis.
+
+        Args:
+            earlier: `(E, N, *event)`.
+            ahead: the members at the time of the observation, drawn from `earlier` one by one, `(E, N, *event)`.
+            observation: of `ahead`.
+            rng: for additive noise.
+
+        Returns:
+            The moved states, and the effective sample size as the mean over the cells in reach of an observation,
+            `(E,)`; N where nothing was observed.
+        """
+        observed = observed_values(observation, ahead)
+        members, reached, local = self._analyse(earlier, ahead, observed, observation)
+        count = reached.sum(-1)
+        ess = torch.where(count > 0, (local * reached).sum(-1) / count.clamp_min(1), float(ahead.shape[1]))
+        on_grid = reached.reshape(len(ahead), 1, *self.dynamics.space.grid_shape)
+        members = inflate(members, earlier, on_grid, inflation=self.inflation, relaxation=self.relaxation)
+        if not isinstance(self.additive, int | float) or self.additive > 0:
+            members = add_noise(members, on_grid, self.additive, rng=rng)
+        return members, ess
+
+    def _analyse(
+        self, earlier: Tensor, ahead: Tensor, observed: Tensor, observation: Observation
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """New members `(E, N, *event)`; which cells were reached and their effective sample sizes, `(E, cells)`."""
-        densities = log_densities(observation, background, method=self.name)
-        values = background.flatten(3).permute(0, 2, 3, 1).contiguous()
+        densities = log_densities(observation, ahead, method=self.name)
+        values = earlier.flatten(3).permute(0, 2, 3, 1).contiguous()
         moved = values.clone()
         experiments, channels, cells, n = values.shape
         reached = torch.zeros(experiments, cells, dtype=torch.bool, device=values.device)
         local = values.new_full((experiments, cells), float(n))
-        for near in self._neighbourhoods(observation, background, 8 * experiments * n * (channels + 1)):
+        for near in self._neighbourhoods(observation, earlier, 8 * experiments * n * (channels + 1)):
             if near.values.numel() == 0:
                 continue
             hit = observed[:, near.values].to(near.taper.dtype) @ near.taper.mT > 0
@@ -150,7 +170,7 @@ class LocalParticleFilter(EnsembleFilter):
             block = values[:, :, near.cells]
             new = transported(block, log_weights.unsqueeze(1).expand(block.shape))
             moved[:, :, near.cells] = torch.where(hit[:, None, :, None], new, block)
-        return moved.permute(0, 3, 1, 2).reshape(background.shape), reached, local
+        return moved.permute(0, 3, 1, 2).reshape(earlier.shape), reached, local
 
     def _neighbourhoods(self, observation: Observation, like: Tensor, numbers: int) -> list[Neighbourhood]:
         """Chunks of cells for an analysis that holds that many `numbers` for each cell."""

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dynamics.settings import check_number, number
 from dynamics.space import Space
 
 
@@ -71,8 +72,8 @@ def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
 
 def check_radius(radius: float) -> None:
     """Raise a ValueError unless `radius` is a positive length."""
-    if not radius > 0:
-        raise ValueError(f"radius is {radius}; expected a positive length in the units of Space.distance (or infinity)")
+    words = "a positive length in the units of Space.distance (or infinity)"
+    check_number("radius", radius, number(above=0, infinite=True, words=words))
 
 
 def reaches(space: Space, positions: Tensor, radius: float, chunk: int, like: Tensor) -> list[Reach]:

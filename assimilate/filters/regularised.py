@@ -31,6 +31,7 @@ from assimilate.filters.base import Exactness, FilterState
 from assimilate.filters.particle import BootstrapFilter
 from assimilate.posterior.weights import Resampled, resample
 from dynamics.random import Rng, normal
+from dynamics.settings import check_settings, number
 
 Moved = Literal["copies", "all"]
 
@@ -67,8 +68,7 @@ class RegularisedFilter(BootstrapFilter):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if not (self.bandwidth >= 0 and math.isfinite(self.bandwidth)):
-            raise ValueError(f"bandwidth is {self.bandwidth}; expected a factor of Scott's bandwidth, 0 or more")
+        check_settings(self, bandwidth=number(0, words="a factor of Scott's bandwidth, 0 or more"))
         if self.moved not in get_args(Moved):
             raise ValueError(f"moved is {self.moved!r}; expected one of {', '.join(get_args(Moved))}")
         if self.shrinkage and self.moved != "all":

@@ -42,6 +42,7 @@ from assimilate.posterior.time_grids import uniform_times
 from dynamics.base import Dynamics
 from dynamics.covariance import Covariance
 from dynamics.random import Rng, normal
+from dynamics.settings import COUNT, NOT_NEGATIVE, check_settings, number
 from observations.likelihood import Likelihood, Observation
 
 LARGEST = 4096
@@ -61,6 +62,10 @@ class LinearVariance(Path):
 
     signal: float = 0.05
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, signal=number(0, below=1), noise=number(0, below=1))
 
     def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
         """See `Path.coefficients`."""
@@ -106,6 +111,11 @@ class DampedLikelihood(Guided):
     """
 
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_settings(self, power=NOT_NEGATIVE)
 
     @property
     def backpropagates(self) -> bool:
@@ -186,10 +196,8 @@ class EnSF(EnsembleFilter):
         check_spread_settings(self.inflation, self.relaxation, additive=self.additive, event_shape=event)
         if self.score not in get_args(Score):
             raise ValueError(f"score is {self.score!r}; expected one of {', '.join(get_args(Score))}")
-        if self.bandwidth is not None and not 0 <= self.bandwidth <= 1:
-            raise ValueError(f"bandwidth is {self.bandwidth}; expected 0 to 1, in standard deviations, or None")
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; expected 1 or more")
+        width = number(0, 1, none=True, words="0 to 1, in standard deviations, or None")
+        check_settings(self, steps=COUNT, bandwidth=width)
 
     @classmethod
     def published(

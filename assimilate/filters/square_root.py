@@ -31,6 +31,7 @@ from dynamics.base import Dynamics, TransitionDensity
 from dynamics.covariance import Covariance, ScaledIdentity
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng, normal
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 
 
@@ -91,11 +92,8 @@ class SquareRootFilter:
         """Check the settings that all have."""
         if self.prior not in get_args(Prior):
             raise ValueError(f"prior is {self.prior!r}; expected one of {', '.join(get_args(Prior))}")
-        if not 0 < self.covariance_inflation < float("inf"):
-            raise ValueError(
-                f"covariance_inflation is {self.covariance_inflation}; expected a positive factor of the covariance "
-                "per unit of time"
-            )
+        words = "a positive factor of the covariance per unit of time"
+        check_settings(self, covariance_inflation=number(above=0, words=words))
         if not isinstance(self.dynamics, TransitionDensity):
             raise CapabilityError(
                 f"{self.name} needs the covariance of the model noise from dynamics with moments() and log_prob(); "

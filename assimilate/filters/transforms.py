@@ -8,9 +8,8 @@ observations, `d = R^-1/2 (y - mean)` and `c = N - 1`:
     log evidence              log p(y)  = log N(0; 0, R) - 1/2 log det(I + S S^T / c) - 1/2 d (I + S^T S / c)^-1 d^T
     one value after another   a <- a - gain s / (1 + (1 + v)^-1/2),  s = S_j,  v = s.s / c,  gain = a.s / (c (1 + v))
 
-The smaller of the two Gram matrices is factored, in float64: it is tiny beside the ensemble, and its condition number
-is the square of the ensemble's. Unobserved values are zeros in S and d and so contribute nothing. Leading dims are
-batches.
+The smaller of the two Gram matrices is factored (`gram.py`), once where an analysis wants its evidence too. Unobserved
+values are zeros in S and d and so contribute nothing. Leading dims are batches.
 
 References:
     Bishop, Etherton, Majumdar (2001), Adaptive sampling with the ensemble transform Kalman filter,
@@ -28,6 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from assimilate.filters.gram import Decomposed, Factored, shifted
+
 
 def kalman_increments(anomalies: Tensor, spread: Tensor, departures: Tensor) -> Tensor:
     """Kalman increments of the state for any number of whitened departures.
@@ -40,15 +41,7 @@ def kalman_increments(anomalies: Tensor, spread: Tensor, departures: Tensor) -> 
     Returns:
         `(E, K, n)`, in the units of the state.
     """
-    n, m = spread.shape[-2:]
-    s, d = spread.double(), departures.double()
-    if m < n:
-        root = torch.linalg.cholesky(_shifted(s.mT @ s, n - 1))
-        coefficients = torch.cholesky_solve(d.mT, root).mT
-        return coefficients.to(anomalies.dtype) @ (spread.mT @ anomalies)
-    root = torch.linalg.cholesky(_shifted(s @ s.mT, n - 1))
-    coefficients = torch.cholesky_solve(s @ d.mT, root).mT
-    return coefficients.to(anomalies.dtype) @ anomalies
+    return Factored.of(spread).increments(anomalies, departures)
 
 
 def square_root_analysis(anomalies: Tensor, spread: Tensor, departure: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,20 +55,7 @@ def square_root_analysis(anomalies: Tensor, spread: Tensor, departure: Tensor) -
     Returns:
         The increment `(E, 1, n)` and the anomalies of the analysis `(E, N, n)`.
     """
-    n, m = spread.shape[-2:]
-    c = n - 1
-    s, d = spread.double(), departure.double().unsqueeze(-2)
-    if m >= n:
-        weights, root = transform_weights(s @ s.mT, (s @ d.mT).squeeze(-1))
-        return weights.unsqueeze(-2).to(anomalies.dtype) @ anomalies, root.to(anomalies.dtype) @ anomalies
-    values, vectors = torch.linalg.eigh(s.mT @ s)
-    values = values.clamp_min(0)
-    projected = vectors.mT.to(anomalies.dtype) @ (spread.mT @ anomalies)
-    increment = (d @ vectors) / (c + values).unsqueeze(-2)
-    # (sqrt(c / (c + l)) - 1) / l without its 0 / 0 in unobserved directions.
-    shrink = -1 / ((c + values) * (1 + torch.sqrt(c / (c + values))))
-    change = (s @ vectors) * shrink.unsqueeze(-2)
-    return increment.to(anomalies.dtype) @ projected, anomalies + change.to(anomalies.dtype) @ projected
+    return Decomposed.of(spread).analysis(anomalies, departure)
 
 
 def serial_analysis(
@@ -135,7 +115,7 @@ def tapered_coefficients(spread: Tensor, departures: Tensor, taper: Tensor) -> T
     """
     s = spread.double()
     covariance = taper.double() * (s.mT @ s) / (s.shape[1] - 1)
-    root, failed = torch.linalg.cholesky_ex(_shifted(covariance, 1.0))
+    root, failed = torch.linalg.cholesky_ex(shifted(covariance, 1.0))
     if bool(failed.any()):
         raise ValueError(
             "the tapered covariance of the observed values is not positive definite: on this domain the taper is no "
@@ -173,7 +153,12 @@ def innovation_log_likelihood(spread: Tensor, departure: Tensor, log_normalizer:
     Returns:
         `(E,)`, float64; 0 where nothing is observed.
     """
-    log_det, misfit = innovation_statistics(spread, departure)
+    return log_likelihood(Factored.of(spread), departure, log_normalizer)
+
+
+def log_likelihood(gram: Factored | Decomposed, departure: Tensor, log_normalizer: Tensor) -> Tensor:
+    """The same from the spread that an analysis has already factored."""
+    log_det, misfit = gram.statistics(departure)
     return log_normalizer.double() - 0.5 * (log_det + misfit)
 
 
@@ -189,16 +174,4 @@ def innovation_statistics(spread: Tensor, departure: Tensor) -> tuple[Tensor, Te
     Returns:
         Both `(E,)`, float64; 0 where nothing is observed.
     """
-    n, m = spread.shape[-2:]
-    s, d = spread.double(), departure.double().unsqueeze(-1)
-    gram = s.mT @ s if m < n else s @ s.mT
-    root = torch.linalg.cholesky(_shifted(gram / (n - 1), 1.0))
-    log_det = 2 * torch.log(torch.diagonal(root, dim1=-2, dim2=-1)).sum(-1)
-    if m < n:
-        return log_det, torch.linalg.solve_triangular(root, d, upper=False).square().sum((-2, -1))
-    explained = torch.linalg.solve_triangular(root, s @ d, upper=False).square().sum((-2, -1)) / (n - 1)
-    return log_det, d.square().sum((-2, -1)) - explained
-
-
-def _shifted(matrix: Tensor, shift: float) -> Tensor:
-    return matrix + shift * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return Factored.of(spread).statistics(departure)

@@ -27,6 +27,7 @@ from assimilate.filters.base import Exactness
 from assimilate.filters.kalman import Prior
 from assimilate.filters.square_root import SquareRootFilter, array_update, noise_root, triangular, with_noise
 from dynamics.base import Dynamics, TransitionDensity, steps_between
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 
 
@@ -59,8 +60,7 @@ class UnscentedKalmanFilter(SquareRootFilter):
     def __post_init__(self) -> None:
         """Check the settings."""
         self._check()
-        if not 0 <= self.centre_weight < 1:
-            raise ValueError(f"centre_weight is {self.centre_weight}; expected a number from 0 to less than 1")
+        check_settings(self, centre_weight=number(0, below=1))
 
     def _forecast(self, mean: Tensor, root: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
         dynamics = self.dynamics

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dynamics.errors import CapabilityError
+from dynamics.settings import check_number, whole
 from dynamics.space import Space
 
 
@@ -152,8 +153,7 @@ def box_pieces(grid: CoarseGrid, size: int) -> list[slice]:
 
 def check_stride(stride: int) -> None:
     """Raise a ValueError unless `stride` is a whole number of cells."""
-    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ValueError(f"interpolation is {stride!r}; expected a stride of the analysis grid in cells (1: none)")
+    check_number("interpolation", stride, whole(1, words="a stride of the analysis grid in cells (1: none)"))
 
 
 def _flat(axes: list[Tensor], sizes: tuple[int, ...]) -> Tensor:

@@ -36,6 +36,7 @@ from assimilate.learning.fit import FitSettings, fit
 from assimilate.learning.networks.unet import UNet
 from assimilate.learning.objectives import Batch
 from dynamics.random import normal
+from dynamics.settings import POSITIVE, check_settings, whole
 
 if TYPE_CHECKING:
     from assimilate.learning.prior import LearnedPrior
@@ -77,6 +78,10 @@ class ConsistencyFit:
         steps=4000, batch=16, learning_rate=5e-4, warmup=200, ema=0.999, held_out_every=1000, held_out_batch=64,
         precision="bfloat16",
     )
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, levels=whole(2), largest=POSITIVE, huber=POSITIVE)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from assimilate.learning.checkpoint import CheckpointError, read_tensors, write_tensors
 from assimilate.learning.objectives import Batch, Objective
+from dynamics.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, check_settings, number, whole
 
 Draw = Callable[[int, torch.Generator], Batch]
 Model = TypeVar("Model", bound=nn.Module)
@@ -75,10 +76,9 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         """Check what would otherwise train nothing."""
-        if min(self.steps, self.batch, self.warmup, self.resume_every) < 1 or not 0 <= self.ema < 1:
-            raise ValueError(f"{self}: steps, batch, warmup and resume_every must be positive and ema in [0, 1)")
-        if not (self.learning_rate > 0 and self.clip > 0):
-            raise ValueError(f"{self}: learning_rate and clip must be positive")
+        check_settings(self, steps=COUNT, batch=COUNT, warmup=COUNT, resume_every=COUNT, seed=SEED)
+        check_settings(self, held_out_every=whole(0), held_out_batch=COUNT, ema=number(0, below=1))
+        check_settings(self, learning_rate=POSITIVE, weight_decay=NOT_NEGATIVE, clip=number(above=0, infinite=True))
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is {self.precision!r}; expected 'float32' or 'bfloat16'")
 

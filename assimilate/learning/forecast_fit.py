@@ -26,6 +26,7 @@ from assimilate.learning.objectives import Batch, MeanRegression
 from assimilate.learning.samples import Simulation, Trajectories
 from dynamics import Dynamics
 from dynamics.random import uniform
+from dynamics.settings import COUNT, FRACTION, check_settings, number, several
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,8 +68,8 @@ class ForecastFit:
 
     def __post_init__(self) -> None:
         """Check the settings that no other class checks."""
-        if self.frames < 1 or not 0 <= self.drop <= 1:
-            raise ValueError(f"frames={self.frames}, drop={self.drop}; expected at least 1 and a share from 0 to 1")
+        check_settings(self, frames=COUNT, drop=FRACTION, held_out=number(0, below=1), stored=COUNT)
+        check_settings(self, patch=several(COUNT, none=True))
 
 
 def fit_forecast(

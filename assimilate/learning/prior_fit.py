@@ -27,6 +27,7 @@ from assimilate.learning.networks import sized_network
 from assimilate.learning.objectives import Batch, Denoising, LogUniform
 from assimilate.learning.prior import LearnedPrior
 from dynamics.random import normal
+from dynamics.settings import ANY, FRACTION, POSITIVE, check_settings, number, several
 from dynamics.space import Space
 
 MEASURED = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -61,6 +62,11 @@ class PriorFit:
     turned: bool = True
     held_out: float = 0.02
     bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, smallest=POSITIVE, largest=POSITIVE, emphasis=several(POSITIVE, 2), share=FRACTION)
+        check_settings(self, held_out=number(0, below=1), bounds=several(ANY, 2, none=True))
 
 
 def fit_prior(

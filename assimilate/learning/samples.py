@@ -19,6 +19,7 @@ from torch import Tensor
 
 from assimilate.errors import DataError
 from dynamics import Dynamics, Rng, Space, Streams, simulate, uniform
+from dynamics.settings import COUNT, SEED, check_settings, whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -88,6 +89,10 @@ class Simulation:
     spinup: int = 1024
     every: int = 1
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, trajectories=COUNT, states=COUNT, spinup=whole(0), every=COUNT, seed=SEED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from assimilate.baselines.base import without_no_data
 from assimilate.learning.checkpoint import Checkpoint
-from assimilate.learning.correlation import ResidualCorrelation
+from assimilate.learning.correlation import Correlation, stored_correlation
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.forecast import MeanForecast, context_channels
 from assimilate.learning.samples import Standardisation, redrawn
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from assimilate.learning.gaussian import GaussianForecast
 
 _LARGEST_RATIO = 80.0
+"""Told to a denoiser where noise hides everything, unless it was trained on less."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class ResidualPredictor:
         denoiser: EDM denoiser of `(x_1 - base) / scale`.
         path: the interpolant; its scale is the residual's.
         correlation: of the denoiser's errors; None: its variance alone says what is left open.
+        largest: ratio of noise to signal that the denoiser is told at most.
     """
 
     denoiser: EDMDenoiser
     path: Interpolant
-    correlation: ResidualCorrelation | None = None
+    correlation: Correlation | None = None
+    largest: float = _LARGEST_RATIO
 
     def __call__(self, x: Tensor, t: Tensor, context: Context) -> Clean:
         """See `Predictor`; the context holds the forecast and what `told` gives."""
@@ -73,7 +76,7 @@ class ResidualPredictor:
             raise ValueError("a learned transition starts from a forecast; pass context=transition.context(x, time)")
         spread, base = self.path.spread(x), context.base
         return residual_belief(
-            self.denoiser, self.path, spread, x, t, base, base, context.condition, self.correlation
+            self.denoiser, self.path, spread, x, t, base, base, context.condition, self.correlation, self.largest
         )
 
 
@@ -86,7 +89,8 @@ def residual_belief(
     base: Tensor,
     centre: Tensor,
     condition: Tensor | None,
-    correlation: ResidualCorrelation | None = None,
+    correlation: Correlation | None = None,
+    largest: float = _LARGEST_RATIO,
 ) -> Clean:
     """The belief about `x_1 = centre + spread r` from a denoiser of unit residuals r, on a path that starts at `base`.
 
@@ -100,15 +104,16 @@ def residual_belief(
         centre: the forecast.
         condition: what the denoiser is conditioned on.
         correlation: of its errors; one noise level for all samples then.
+        largest: ratio of noise to signal that the denoiser is told at most.
     """
     c = path.coefficients(t, x)
     noise = c.noise / spread
     # At the start nothing is known and both vanish; the largest ratio says so.
-    signal = torch.maximum(c.beta, noise / _LARGEST_RATIO)
+    signal = torch.maximum(c.beta, noise / largest)
     at_start = signal <= 0
     safe = torch.where(at_start, 1.0, signal)
     noisy = torch.where(at_start, 0.0, (x - c.alpha * base - c.beta * centre) / (spread * safe))
-    ratio = torch.where(at_start, _LARGEST_RATIO, noise / safe)
+    ratio = torch.where(at_start, largest, noise / safe)
     # The ratio is the same in every channel once the spread is divided out.
     level = ratio.flatten(t.ndim)[..., 0] if ratio.ndim > t.ndim else ratio
     clean = denoiser(noisy, level, condition)
@@ -182,7 +187,7 @@ class LearnedTransition:
     steps: int = 8
     ratios: tuple[float, float] | None = None
     informed: bool = False
-    correlation: ResidualCorrelation | None = field(default=None, repr=False)
+    correlation: Correlation | None = field(default=None, repr=False)
     data: dict[str, Any] = field(default_factory=dict, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -199,7 +204,8 @@ class LearnedTransition:
     @property
     def predictor(self) -> ResidualPredictor:
         """`(x_t, t, context) -> Clean`: the belief about the next state, Space units."""
-        return ResidualPredictor(self.denoiser, self.path, self.correlation)
+        largest = _LARGEST_RATIO if self.ratios is None else min(self.ratios[0], _LARGEST_RATIO)
+        return ResidualPredictor(self.denoiser, self.path, self.correlation, largest)
 
     @property
     def times(self) -> Tensor:
@@ -293,7 +299,7 @@ class LearnedTransition:
         }
         tensors = {"states": self.states}
         if self.correlation is not None:
-            tensors |= {"correlation_ratios": self.correlation.ratios, "correlation_power": self.correlation.power}
+            tensors |= self.correlation.tensors()
         return Checkpoint(
             kind="transition",
             networks={"forecast": self.forecast.network, "denoiser": self.denoiser.network},
@@ -323,9 +329,6 @@ class LearnedTransition:
         denoiser = EDMDenoiser(
             checkpoint.networks["denoiser"], event_dims=dims, sigma_data=c["sigma_data"], variance=c["variance"]
         )
-        tensors, correlation = checkpoint.tensors, None
-        if "correlation_power" in tensors:
-            correlation = ResidualCorrelation(tensors["correlation_ratios"], tensors["correlation_power"])
         return cls(
             space=space,
             dt=c["dt"],
@@ -337,7 +340,7 @@ class LearnedTransition:
             steps=c["steps"],
             informed=c.get("informed", False),
             ratios=None if c.get("ratios") is None else tuple(c["ratios"]),
-            correlation=correlation,
+            correlation=stored_correlation(checkpoint.tensors),
             data=checkpoint.data,
             record=checkpoint.record,
         )

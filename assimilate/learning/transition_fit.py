@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from assimilate.learning.correlation import ResidualCorrelation, measured_correlation
+from assimilate.learning.correlation import measured_correlation
 from assimilate.learning.denoiser import EDMDenoiser
 from assimilate.learning.fit import Draw, FitSettings, fit, seeded
 from assimilate.learning.forecast import MeanForecast
@@ -34,6 +34,7 @@ from assimilate.posterior.paths import Interpolant
 from assimilate.posterior.samplers import Ancestral
 from assimilate.posterior.transition import draw
 from dynamics import Dynamics
+from dynamics.settings import COUNT, POSITIVE, check_settings, several
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,8 +62,11 @@ class TransitionFit:
         steps: predictor calls of one step of the transition.
         ratios: largest and smallest noise level, in units of the residual, on which the denoiser is trained and a step
             drawn (see `LearnedTransition`); None: those of the path at uniform times. For fields about (80, 0.05).
-        correlated: whether the correlation of what the denoiser leaves open is measured on held-out steps and its
-            spread calibrated there; for fields on a periodic grid (see `assimilate.learning.correlation`).
+        correlated: whether the correlation of what the denoiser leaves open is measured on held-out steps; for fields
+            on a periodic grid, and for one field on any other (see `assimilate.learning.correlation`).
+        calibrate: whether the spread of a correlated step is then calibrated there, by one factor (see `calibrated`).
+            It makes forecasts honest. Not where every step is observed densely: what is left open is then decided at
+            low levels of noise, and a factor that mends the widest patterns is too much for those.
         stored: states kept for the prior.
 
     Raises:
@@ -85,11 +89,13 @@ class TransitionFit:
     steps: int = 8
     ratios: tuple[float, float] | None = None
     correlated: bool = False
+    calibrate: bool = True
     stored: int = 1024
 
     def __post_init__(self) -> None:
         """Check what the regression checks, before anything is trained."""
         self.regression()
+        check_settings(self, steps=COUNT, ratios=several(POSITIVE, 2, none=True))
         if self.correlated and (self.ratios is None or not self.variance):
             raise ValueError("correlated=True needs 'ratios' and variance=True: the correlation is tabulated over them")
 
@@ -159,9 +165,9 @@ def fit_transition(
         ),
     )
     levels = OfPath(replace(path, scale=1.0)) if s.ratios is None else LogUniform(s.ratios[1], s.ratios[0])
-    unseen = _residuals(with_forecasts(held_out, forecast), forecast, path, s)
+    unseen, seen = (_residuals(_ready(part, forecast, s), forecast, path, s) for part in (held_out, train))
     fitted = fit(
-        denoiser, Denoising(levels), _residuals(with_forecasts(train, forecast), forecast, path, s), s.denoiser,
+        denoiser, Denoising(levels), seen, s.denoiser,
         held_out=unseen, progress=progress, name="denoiser", device=device,
         resume=None if folder is None else folder / "denoiser.safetensors",
     )
@@ -170,7 +176,9 @@ def fit_transition(
     correlation = None
     if s.correlated:
         assert s.ratios is not None
-        correlation = measured_correlation(fitted.model, unseen, s.ratios)
+        # A patch of a periodic grid is not periodic.
+        periodic = set(space.grid) <= set(space.periodic) and s.patch in (None, space.grid_shape)
+        correlation = measured_correlation(fitted.model, unseen, s.ratios, periodic=periodic)
     made = LearnedTransition(
         space=space,
         dt=data.dt,
@@ -186,11 +194,17 @@ def fit_transition(
         data=data.described(s.held_out),
         record={"settings": repr(s), "forecast": regressed.record["forecast"], "denoiser": fitted.record},
     )
-    return calibrated(made, held_out) if s.correlated else made
+    return calibrated(made, held_out, patch=s.patch) if s.correlated and s.calibrate else made
 
 
 def calibrated(
-    transition: LearnedTransition, held_out: Trajectories, *, states: int = 64, members: int = 8, seed: int = 12
+    transition: LearnedTransition,
+    held_out: Trajectories,
+    *,
+    states: int = 64,
+    members: int = 8,
+    patch: tuple[int, ...] | None = None,
+    seed: int = 12,
 ) -> LearnedTransition:
     """The transition with its correlation scaled so that the spread of a step equals its error on held-out steps.
 
@@ -203,10 +217,11 @@ def calibrated(
         held_out: states that training has not seen.
         states: steps to draw.
         members: draws of each.
+        patch: size of random patches of the grid; None = the whole grid. A correlation by waves needs that.
         seed: of the steps and draws.
     """
     rng = torch.Generator().manual_seed(seed)
-    found, _ = held_out.windows(states, transition.frames + 1, rng)
+    found, _ = held_out.windows(states, transition.frames + 1, rng, patch=patch)
     x, past, after = split_window(found)
     many = x.unsqueeze(1).expand(-1, members, *x.shape[1:]).contiguous()
     before = past.unsqueeze(1).expand(-1, members, *past.shape[1:])
@@ -219,8 +234,7 @@ def calibrated(
         spread = drawn.var(1).mean()
         error = (drawn.mean(1) - after).square().mean() - spread / members
         factors.append(float(error / spread))
-        power = transition.correlation.power * factors[-1]
-        transition = replace(transition, correlation=ResidualCorrelation(transition.correlation.ratios, power))
+        transition = replace(transition, correlation=transition.correlation.scaled(factors[-1]))
     record = {**transition.record, "calibration": {"factors": [round(f, 4) for f in factors], "states": states}}
     return replace(transition, record=record)
 
@@ -243,6 +257,11 @@ def with_forecasts(data: Trajectories, forecast: MeanForecast) -> Trajectories:
                 found = forecast(states[some].to(device), states[past.clamp_min(0)].to(device), (past >= 0).to(device))
                 row[some + 1] = found.cpu()
     return replace(data, states=torch.cat([data.states, ahead], 2))
+
+
+def _ready(data: Trajectories, forecast: MeanForecast, s: TransitionFit) -> Trajectories:
+    """The data with their forecasts, unless patches are cut: a forecast must not know what lies beyond its patch."""
+    return data if s.patch not in (None, data.space.grid_shape) else with_forecasts(data, forecast)
 
 
 def _residuals(data: Trajectories, forecast: MeanForecast, path: Interpolant, s: TransitionFit) -> Draw:

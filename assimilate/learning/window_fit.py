@@ -25,6 +25,7 @@ from assimilate.learning.objectives import Batch, Denoising, LogUniform
 from assimilate.learning.samples import Simulation, Standardisation, Trajectories
 from assimilate.learning.window import WindowDenoiser, stacked
 from dynamics import Dynamics
+from dynamics.settings import COUNT, FRACTION, POSITIVE, check_settings, number, several, whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,6 +68,11 @@ class WindowFit:
     share: float = 0.7
     variance: bool = False
     patch: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, length=whole(3), held_out=number(0, below=1), smallest=POSITIVE, largest=POSITIVE)
+        check_settings(self, emphasis=several(POSITIVE, 2), share=FRACTION, patch=several(COUNT, none=True))
 
 
 def fit_window(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from assimilate.posterior.covariance import Modulated, at_lag
 from assimilate.posterior.linearize import observe_flat
+from dynamics.settings import POSITIVE, check_settings, several, whole
 from observations.likelihood import Likelihood
 from observations.sampling import Mask
 
@@ -40,6 +41,10 @@ class Calibration:
     scales: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75, 2.1, 2.5, 3.0, 4.0)
     stretches: tuple[float, ...] = (0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.8)
     values: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, scales=several(POSITIVE), stretches=several(POSITIVE), values=whole(2))
 
     def __call__(self, mean: Tensor, covariance: Modulated, likelihood: Likelihood, y: Tensor) -> Modulated:
         """The fitted covariance.

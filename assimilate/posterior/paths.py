@@ -36,6 +36,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from dynamics.settings import NOT_NEGATIVE, POSITIVE, check_settings, number, one_or_several, whole
+
 Kind = Literal["clean", "noise", "score", "velocity", "drift"]
 
 
@@ -177,6 +179,10 @@ class VP(Path):
 
     floor: float = 1e-3
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, floor=number(above=0, below=1))
+
     def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
         """See `Path.coefficients`."""
         t = _align(t, x)
@@ -212,6 +218,12 @@ class VE(Path):
     smallest: float = 0.002
     largest: float = 80.0
     exponent: float = 7.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, smallest=NOT_NEGATIVE, largest=POSITIVE, exponent=POSITIVE)
+        if not self.largest > self.smallest:
+            raise ValueError(f"largest is {self.largest}; expected more than smallest, {self.smallest}")
 
     def coefficients(self, t: Tensor, x: Tensor) -> Coefficients:
         """See `Path.coefficients`."""
@@ -272,10 +284,8 @@ class Interpolant(Path):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.power not in (1, 2):
-            raise ValueError(f"power is {self.power}; expected 1 (beta = t) or 2 (beta = t^2, the paper's)")
-        if min(self.scale if isinstance(self.scale, tuple) else (self.scale,)) <= 0:
-            raise ValueError(f"scale is {self.scale}; expected positive numbers")
+        check_settings(self, power=whole(1, 2, words="1 (beta = t) or 2 (beta = t^2, the paper's)"))
+        check_settings(self, scale=one_or_several(POSITIVE), grid_dims=whole(0))
 
     def spread(self, x: Tensor) -> Tensor:
         """The scale, one number or one a channel."""

@@ -20,6 +20,7 @@ from assimilate.posterior.predictors import Context, GaussianPredictor, Predicto
 from assimilate.posterior.samplers import Ancestral, Sample, Sampler
 from assimilate.posterior.time_grids import ratio_times
 from dynamics.random import Rng, normal
+from dynamics.settings import COUNT, check_settings
 from dynamics.space import Space
 from observations.likelihood import Likelihood
 
@@ -171,7 +172,8 @@ class ExactTransition:
     steps: int = 20
 
     def __post_init__(self) -> None:
-        """Choose the scale from the dynamics unless a path is given."""
+        """Check the settings; choose the scale from the dynamics unless a path is given."""
+        check_settings(self, steps=COUNT)
         if self.path is None:
             variance = float(self._covariance().diagonal().mean())
             object.__setattr__(self, "path", Interpolant(scale=variance**0.5))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dynamics.random import Rng, uniform
+from dynamics.settings import check_number, number
 
 Scheme = Literal["systematic", "stratified", "residual"]
 
@@ -172,8 +173,7 @@ def check_resampling(scheme: Scheme, threshold: float = 0.5) -> None:
     """Raise a ValueError unless `scheme` is one of the three and `threshold` a fraction."""
     if scheme not in get_args(Scheme):
         raise ValueError(f"resampling scheme is {scheme!r}; expected one of {', '.join(get_args(Scheme))}")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a fraction of the members between 0 and 1")
+    check_number("threshold", threshold, number(0, 1, words="a fraction of the members between 0 and 1"))
 
 
 def _numbers(log_weights: Tensor, scheme: Scheme, rng: Rng) -> Tensor:

@@ -30,6 +30,7 @@ from dynamics.base import Dynamics, TransitionDensity, steps_between
 from dynamics.covariance import Covariance, ScaledIdentity
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng, Streams, uniform
+from dynamics.settings import check_settings, whole
 from observations.likelihood import Observation
 
 PAIRS = 2**19
@@ -67,8 +68,8 @@ class BackwardSimulation:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_resampling(self.resampling, self.threshold)
-        if self.particles is not None and self.particles < 2:
-            raise ValueError(f"particles is {self.particles}; expected 2 or more, or None for the number of members")
+        words = "a whole number of 2 or more, or None for the number of members"
+        check_settings(self, particles=whole(2, none=True, words=words))
         if not isinstance(self.dynamics, TransitionDensity):
             raise CapabilityError(
                 f"{self.name} needs dynamics with moments() and log_prob(); {type(self.dynamics).__name__} has none: "

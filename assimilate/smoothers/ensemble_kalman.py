@@ -26,12 +26,14 @@ from torch import Tensor
 from assimilate.filters.base import Exactness, check_finite, forecast
 from assimilate.filters.departures import gaussian_departures
 from assimilate.filters.ensemble import centred_perturbations
+from assimilate.filters.gram import Decomposed, Factored
 from assimilate.filters.inflation import check_spread_settings, inflate, rotate
-from assimilate.filters.transforms import innovation_log_likelihood, kalman_increments, square_root_analysis
+from assimilate.filters.transforms import log_likelihood
 from assimilate.smoothers.base import SmootherInfo
 from assimilate.smoothers.controls import draw_start
 from dynamics.base import Dynamics
 from dynamics.random import Rng
+from dynamics.settings import check_number, number
 from observations.likelihood import Observation
 
 Analysis = Literal["square root", "perturbed"]
@@ -104,9 +106,13 @@ class EnKS:
         mean = flat.mean(1, keepdim=True)
         if self.analysis == "perturbed":
             departures = found.departure.unsqueeze(1) - found.spread + centred_perturbations(found, rng=rng)
-            flat = flat + kalman_increments(flat - mean, found.spread, departures)
+            factored = Factored.of(found.spread)
+            flat = flat + factored.increments(flat - mean, departures)
+            evidence = log_likelihood(factored, found.departure, found.log_normalizer)
         else:
-            increment, anomalies = square_root_analysis(flat - mean, found.spread, found.departure)
+            decomposed = Decomposed.of(found.spread)
+            increment, anomalies = decomposed.analysis(flat - mean, found.departure)
+            evidence = log_likelihood(decomposed, found.departure, found.log_normalizer)
             flat = mean + increment + anomalies
         any_observed = found.observed.any(-1)
         where = any_observed.reshape(-1, *[1] * (window.ndim - 1))
@@ -116,13 +122,13 @@ class EnKS:
         path[:, :, k] = inflate(now, now, where[:, 0, 0], inflation=self.inflation)
         if self.rotate:
             path[:] = rotate(path, any_observed, rng=rng)
-        return innovation_log_likelihood(found.spread, found.departure, found.log_normalizer)
+        return evidence
 
 
 def check_lag(lag: float | None) -> None:
     """Raise a ValueError unless `lag` is a length of time, 0 or more, or None."""
-    if lag is not None and not lag >= 0:
-        raise ValueError(f"lag is {lag}; expected a length of time, 0 (no smoothing) or more, or None for all of it")
+    words = "a length of time, 0 (no smoothing) or more, or None for all of it"
+    check_number("lag", lag, number(0, infinite=True, none=True, words=words))
 
 
 def first_within(times: Sequence[float], k: int, lag: float | None) -> int:

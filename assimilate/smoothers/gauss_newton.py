@@ -55,6 +55,7 @@ from torch import Tensor
 from assimilate.filters.finite_size import prior_factor, size_law
 from assimilate.smoothers.controls import Controls, joint_departures, replay
 from dynamics.base import Dynamics
+from dynamics.settings import COUNT, check_number, number
 from observations.likelihood import Observation
 
 
@@ -119,11 +120,9 @@ def check_iterations(iterations: int, tolerance: float, slopes: str = "tangent")
     """Raise a ValueError unless there is an iteration, the tolerance is positive and the slopes are of a known kind."""
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes is {slopes!r}; expected one of {', '.join(get_args(Slopes))}")
-    if iterations < 1 or not tolerance > 0:
-        raise ValueError(
-            f"iterations is {iterations} and tolerance {tolerance}; expected 1 or more, and a positive number of "
-            "prior standard deviations"
-        )
+    check_number("iterations", iterations, COUNT)
+    words = "a positive number of prior standard deviations"
+    check_number("tolerance", tolerance, number(above=0, infinite=True, words=words))
 
 
 def minimise(

@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,11 +25,13 @@ from torch import Tensor
 
 from assimilate.filters.base import Exactness
 from assimilate.filters.ensemble import centred_perturbations
-from assimilate.filters.transforms import innovation_log_likelihood, kalman_increments
+from assimilate.filters.gram import Factored
+from assimilate.filters.transforms import log_likelihood
 from assimilate.smoothers.base import SmootherInfo
 from assimilate.smoothers.controls import Controls, draw_path, draw_start, joint_departures, replay
 from dynamics.base import Dynamics
 from dynamics.random import Rng
+from dynamics.settings import COUNT, POSITIVE, check_settings, several
 from observations.likelihood import Observation
 
 
@@ -60,11 +61,10 @@ class ESMDA:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.assimilations < 1:
-            raise ValueError(f"assimilations is {self.assimilations}; expected 1 or more")
+        check_settings(self, assimilations=COUNT, factors=several(POSITIVE, none=True))
         if self.factors is None:
             return
-        total = sum(1 / a if a > 0 else math.inf for a in self.factors)
+        total = sum(1 / a for a in self.factors)
         if not abs(total - 1) < 1e-3:
             raise ValueError(f"1/a over the factors {self.factors} sums to {total:.4g}; expected positive ones, sum 1")
 
@@ -95,10 +95,11 @@ class ESMDA:
             spread, departure = found.spread / factor**0.5, found.departure / factor**0.5
             flat = controls.flat()
             pull = departure.unsqueeze(1) - spread + centred_perturbations(found, rng=rng)
-            moved = flat + kalman_increments(flat - flat.mean(1, keepdim=True), spread, pull)
+            gram = Factored.of(spread)
+            moved = flat + gram.increments(flat - flat.mean(1, keepdim=True), pull)
             seen = found.observed.any(-1)[:, None, None]
             controls = controls.rebuilt(torch.where(seen, moved, flat))
-            evidence = evidence + innovation_log_likelihood(spread, departure, found.log_normalizer / factor)
+            evidence = evidence + log_likelihood(gram, departure, found.log_normalizer / factor)
             path = replay(self.dynamics, controls, times, method=self.name)
         ess = start.new_full((start.shape[0],), float(members))
         return path, SmootherInfo(evidence.to(start.dtype), ess)

@@ -28,6 +28,7 @@ from assimilate.posterior.time_grids import ratio_times
 from assimilate.posterior.windows import WindowPrior
 from assimilate.smoothers.base import SmootherInfo
 from dynamics.random import Rng, normal
+from dynamics.settings import COUNT, POSITIVE, check_settings
 from observations.base import ObservationOperator
 from observations.likelihood import Likelihood, Observation
 from observations.noise import GaussianNoise
@@ -59,6 +60,12 @@ class SDA:
     largest: float = 50.0
     smallest: float = 0.005
     known_std: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, steps=COUNT, largest=POSITIVE, smallest=POSITIVE, known_std=POSITIVE)
+        if not self.largest > self.smallest:
+            raise ValueError(f"largest is {self.largest}; expected more than smallest, {self.smallest}")
 
     def solve(
         self,

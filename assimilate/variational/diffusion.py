@@ -39,6 +39,7 @@ from dynamics.errors import CapabilityError
 from dynamics.fields import Field
 from dynamics.geometry import EARTH_RADIUS, unit_vectors
 from dynamics.random import Streams, normal
+from dynamics.settings import check_settings, whole
 from dynamics.space import Space
 
 ACCURACY = 1e-7
@@ -86,8 +87,7 @@ class DiffusionBackground:
             )
         self.space.distance(self.space.positions()[:1], self.space.positions()[:1])
         check_smoothness(self.smoothness)
-        if self.draws < 2:
-            raise ValueError(f"draws is {self.draws}; expected at least 2 random fields")
+        check_settings(self, draws=whole(2))
         per_channel(self.length, self.space, "length")
         amplitude(self.std, self.space)
 

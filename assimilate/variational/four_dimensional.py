@@ -45,6 +45,7 @@ from assimilate.variational.trajectory import Stretch, observed_flags
 from dynamics.base import Dynamics, TransitionDensity
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng, normal
+from dynamics.settings import check_settings, number
 from observations.likelihood import Observation
 
 Constraint = Literal["strong", "weak"]
@@ -90,8 +91,7 @@ class FourDVar:
         """Check the settings."""
         check_choice("constraint", self.constraint, Constraint)
         check_choice("spread", self.spread, Spread)
-        if self.window is not None and not self.window > 0:
-            raise ValueError(f"window is {self.window}; expected a positive time, or None")
+        check_settings(self, window=number(above=0, infinite=True, none=True, words="a positive time, or None"))
         if self.evidence and self.spread == "perturbed":
             raise ValueError('the evidence is that of one minimum: set spread = "draws"')
         if isinstance(self.background, Hybrid):

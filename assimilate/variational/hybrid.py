@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from assimilate.variational.background import Background
+from dynamics.settings import check_settings, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +133,7 @@ class Hybrid:
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight is {self.weight}; expected a fraction between 0 (static) and 1 (members)")
+        check_settings(self, weight=number(0, 1, words="a fraction between 0 (static) and 1 (members)"))
 
     @property
     def mean(self) -> Any:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from assimilate.posterior.solvers import conjugate_gradient
 from dynamics.errors import CapabilityError
+from dynamics.settings import COUNT, check_number, check_settings, number
 
 Map = Callable[[Tensor], Tensor]
 SUFFICIENT = 1e-4
@@ -176,8 +177,7 @@ class GaussNewton:
     def __post_init__(self) -> None:
         """Check the settings."""
         _check(self.iterations, self.tolerance)
-        if self.inner < 1 or not 0 < self.accuracy < 1:
-            raise ValueError(f"{self!r}: expected inner >= 1 and accuracy between 0 and 1")
+        check_settings(self, inner=COUNT, accuracy=number(above=0, below=1))
 
     def __call__(self, cost: Cost, start: Tensor) -> Minimum:
         """See `Minimiser`."""
@@ -217,8 +217,7 @@ class LBFGS:
     def __post_init__(self) -> None:
         """Check the settings."""
         _check(self.iterations, self.tolerance)
-        if self.history < 1:
-            raise ValueError(f"history is {self.history}; expected at least 1 pair")
+        check_settings(self, history=COUNT)
 
     def __call__(self, cost: Cost, start: Tensor) -> Minimum:
         """See `Minimiser`."""
@@ -287,8 +286,8 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _check(iterations: int, tolerance: float) -> None:
-    if iterations < 1 or not tolerance > 0:
-        raise ValueError(f"iterations={iterations}, tolerance={tolerance}; expected at least 1 and a positive number")
+    check_number("iterations", iterations, COUNT)
+    check_number("tolerance", tolerance, number(above=0, infinite=True))
 
 
 def _check_start(value: Tensor) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from assimilate.variational.background import Background, Placed, amplitude, per_channel
 from dynamics.errors import CapabilityError
+from dynamics.settings import check_number, number
 from dynamics.space import Space
 
 
@@ -121,5 +122,5 @@ def root_response(squared: Tensor, length: Tensor, smoothness: float, dims: int)
 
 def check_smoothness(smoothness: float) -> None:
     """Raise a ValueError unless `smoothness` is positive."""
-    if not smoothness > 0:
-        raise ValueError(f"smoothness is {smoothness}; expected a positive number, or infinity for the Gaussian")
+    words = "a positive number, or infinity for the Gaussian"
+    check_number("smoothness", smoothness, number(above=0, infinite=True, words=words))

@@ -196,10 +196,10 @@ def test_what_it_refuses():
     space = plane()
     for settings, message in (
         ({"length": 0.0}, "length is 0"),
-        ({"divergent": 1.5}, "share from 0 to 1"),
+        ({"divergent": 1.5}, "divergent is 1.5; expected a number from 0 to 1"),
         ({"nugget": -1.0}, "nugget is -1"),
         ({"kernel": "cubic"}, "exponential, matern32"),
-        ({"mean": (0.0,)}, "two numbers"),
+        ({"mean": (0.0,)}, "expected 2 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             DivergenceFreeInterpolation(

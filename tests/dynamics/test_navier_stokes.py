@@ -212,9 +212,9 @@ def test_presets():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 4}, "at least 8"),
-        ({"substeps": 0}, "substeps above 0"),
-        ({"drag": -0.1}, "damps"),
+        ({"size": 4}, "size is 4; expected a whole number of 8 or more"),
+        ({"substeps": 0}, "substeps is 0"),
+        ({"drag": -0.1}, "drag is -0.1"),
         ({"size": 16, "noise": 1.0}, "beyond the cut"),
         ({"size": 16, "body_force": 1.0, "body_force_waves": 7}, "keeps 1..5"),
         ({"noise_wavevectors": ((1, 2), (-1, -2))}, "twice"),

@@ -34,7 +34,7 @@ def test_any_grid(ny, nx):
 
 
 def test_refuses_a_grid_without_room():
-    with pytest.raises(ValueError, match="at least 8 cells"):
+    with pytest.raises(ValueError, match="ny is 4; expected a whole number of 8 or more"):
         RainStorms(4, 50)
 
 

@@ -35,7 +35,7 @@ def test_contract():
 
 
 def test_refuses_a_grid_without_room():
-    with pytest.raises(ValueError, match="at least 8 cells"):
+    with pytest.raises(ValueError, match="size is 4; expected a whole number of 8 or more"):
         SimulatedVIL(4)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from assimilate.filters.ensemble import ETKF
 from assimilate.filters.finite_size import EnKFN, eigenvalues, prior_factor, size_law
+from assimilate.filters.gram import Decomposed
 from dynamics import LinearGaussian, Streams
 from observations import GaussianNoise, Identity, Likelihood, Observation
 
@@ -19,7 +20,7 @@ def problem(seed, reach=1.0, m=6):
     spread = torch.randn(1, N, m, generator=g, dtype=torch.float64)
     spread = spread - spread.mean(1, keepdim=True)
     departure = reach * torch.randn(1, m, generator=g, dtype=torch.float64)
-    return spread, departure, *eigenvalues(spread, departure)
+    return spread, departure, *eigenvalues(Decomposed.of(spread), departure)
 
 
 def cost(spread, departure, e, k, u):
@@ -98,7 +99,7 @@ def test_the_analysis_is_an_etkf_of_wider_members():
     after, info = EnKFN(RING).step(EnKFN(RING).init(x), seen, 0.0, rng=Streams(0, 3, N))
     found = ((seen.y - x) / 0.3).flatten(2)
     departure, spread = found.mean(1), found.mean(1, keepdim=True) - found
-    values, squares = eigenvalues(spread, departure)
+    values, squares = eigenvalues(Decomposed.of(spread), departure)
     factor = prior_factor(values, squares, *size_law(values))
     assert (factor > 1.05).all()
     for e in range(3):

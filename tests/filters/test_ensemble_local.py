@@ -14,6 +14,7 @@ from assimilate.filters.localization import gaspari_cohn, reaches
 from assimilate.filters.serial import LocalEAKF, SerialEnSRF
 from dynamics import CapabilityError, Coordinate, Field, Lorenz63, Space, Streams
 from observations import GaussianNoise, Likelihood, Mask, Matrix, Observation
+from tests.filters.at_rest import Still
 
 N, M = 6, 15
 PLANE = Space(
@@ -29,21 +30,6 @@ GLOBE = Space(
     },
     periodic=("lon",),
 )
-
-
-class Still:
-    """Any Space, at rest."""
-
-    dt = 1.0
-
-    def __init__(self, space):
-        self.space = space
-
-    def prior(self, shape, *, rng, dtype=torch.float32, device="cpu"):
-        raise NotImplementedError
-
-    def step(self, x, time, *, rng):
-        return x
 
 
 def problem(space=PLANE, seed=0, experiments=2):

@@ -13,6 +13,7 @@ from assimilate.filters.ensemble import ETKF
 from assimilate.filters.flowdas import FlowDAS
 from assimilate.filters.kalman import KalmanFilter
 from assimilate.filters.local import LETKF
+from assimilate.filters.local_particle import LocalParticleFilter
 from assimilate.posterior.guidance import MMPS
 from assimilate.posterior.predictors import Context
 from assimilate.posterior.samplers import Ancestral
@@ -27,10 +28,10 @@ from observations.sampling import Identity, Mask
 CELLS, CYCLES, EXPERIMENTS = 6, 6, 2
 
 
-def run(smoothing, members: int, seed: int = 5):
+def run(smoothing, members: int, seed: int = 5, **ring):
     """Ensemble mean and variance of the last cycle, and the Kalman filter's."""
     # Little noise of its own: without an update of the start, members cannot follow the observations.
-    system = LinearGaussian.ring(CELLS, decay=0.98, noise_std=0.1)
+    system = LinearGaussian.ring(CELLS, decay=0.98, noise_std=0.1, **ring)
     likelihood = Likelihood(Mask(system.space, torch.tensor([0, 2, 3])), GaussianNoise(0.3))
     transition = ExactTransition(system, steps=12)
     flow = FlowDAS(
@@ -59,6 +60,16 @@ def test_a_smoothed_start_gives_the_kalman_filter() -> None:
     assert float(error.square().mean().sqrt()) < 0.06 and float(error.abs().max()) < 0.15
     assert abs(float(ratio.mean()) - 1) < 0.06
     assert info.weighting == "local"
+
+
+def test_localised_weights_are_exact_where_cells_are_independent() -> None:
+    # Cells that neither move nor share noise: the weights of a cell alone are all there is to know of it.
+    def weigh(dynamics):
+        return LocalParticleFilter(dynamics, radius=0.4, least_ess=0.0)
+
+    error, ratio, info = run(weigh, 3000, shift=0, length=0.05)
+    assert float(error.square().mean().sqrt()) < 0.08 and abs(float(ratio.mean()) - 1) < 0.08
+    assert info.weighting == "local" and float(info.ess.min()) > 300 and float(info.ess.max()) < 2999
 
 
 def test_without_it_the_ensemble_ignores_what_the_past_should_have_learned() -> None:

@@ -145,7 +145,7 @@ def test_iterations_halve_the_error_of_a_bent_model():
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="lag is 0"):
         IEnKF(Lorenz63(), lag=0)
-    with pytest.raises(ValueError, match="tolerance 0"):
+    with pytest.raises(ValueError, match="tolerance is 0"):
         IEnKF(Lorenz63(), tolerance=0.0)
     with pytest.raises(ValueError, match="slopes is 'bundle'; expected one of auto, members, tangent"):
         IEnKF(Lorenz63(), slopes="bundle")

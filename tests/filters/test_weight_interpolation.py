@@ -12,21 +12,9 @@ from assimilate.filters.local import LETKF
 from assimilate.filters.weight_interpolation import CoarseGrid, apply_interpolated, box_pieces
 from dynamics import CapabilityError, Coordinate, Field, LinearGaussian, Space, Streams
 from observations import GaussianNoise, Likelihood, Mask, Observation
+from tests.filters.at_rest import Still
 
 N = 5
-
-
-class Still:
-    dt = 1.0
-
-    def __init__(self, space):
-        self.space = space
-
-    def prior(self, shape, *, rng, dtype=torch.float32, device="cpu"):
-        raise NotImplementedError
-
-    def step(self, x, time, *, rng):
-        return x
 
 
 def plane(ny, nx, periodic=(), spacing=1.0):

@@ -185,7 +185,7 @@ def test_the_recipe_trains_resumes_and_writes(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"frames": 0}, "frames=0"), ({"drop": 1.5}, "drop=1.5"), ({"architecture": "fno"}, "'mlp' for")],
+    [({"frames": 0}, "frames is 0"), ({"drop": 1.5}, "drop is 1.5"), ({"architecture": "fno"}, "'mlp' for")],
 )
 def test_wrong_settings(change, message):
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ def test_tables_change_settings_and_keep_the_other_defaults():
 @pytest.mark.parametrize(
     ("table", "message"),
     [({"stepps": 1}, "did you mean 'steps'"), ({"denoiser": {"bach": 1}}, "denoiser.*did you mean 'batch'"),
-     ({"denoiser": {"steps": 0}}, "must be positive")],
+     ({"denoiser": {"steps": 0}}, "steps is 0; expected a whole number of 1 or more")],
 )
 def test_a_wrong_setting_is_named(table, message):
     with pytest.raises(UserError, match=message):

@@ -207,7 +207,7 @@ def test_a_gaussian_around_a_forecast_from_several_states_is_refused(learned):
 
 
 def test_wrong_settings():
-    for change, message in [({"frames": 0}, "frames=0"), ({"drop": -0.1}, "drop=-0.1")]:
+    for change, message in [({"frames": 0}, "frames is 0"), ({"drop": -0.1}, "drop is -0.1")]:
         with pytest.raises(ValueError, match=message):
             TransitionFit(**change)
     with pytest.raises(ValueError, match="'mlp' for"):

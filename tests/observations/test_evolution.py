@@ -88,7 +88,7 @@ def test_recomputing_keeps_only_the_states_between_steps():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="steps=-1"):
+    with pytest.raises(ValueError, match="steps is -1"):
         Evolved(Lorenz63(), -1)
     with pytest.raises(SpaceMismatch, match=r"the model has \(3,\)"):
         Evolved(Lorenz63(), 1, Arctan((4,)))

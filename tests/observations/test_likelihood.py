@@ -131,9 +131,9 @@ def test_dtype_follows_the_state(name, dtype):
 def test_errors_speak():
     with pytest.raises(ValueError, match=r"either std=\.\.\. or covariance="):
         GaussianNoise()
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected positive numbers"):
         GaussianNoise(0.0)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected positive numbers"):
         GaussianNoise(torch.tensor([1.0, -1.0]))
     with pytest.raises(ValueError, match="symmetric and positive definite"):
         GaussianNoise(covariance=torch.ones(2, 2))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from assimilate.registry import build
 from dynamics import ContractError, Field, Lorenz63, Lorenz96, Space, SpaceMismatch, florence_space
 from observations import (
     Arctan,
@@ -175,6 +176,28 @@ def _axis(name, values, units):
     from dynamics import Coordinate
 
     return Coordinate(np.array(values), (name,), units)
+
+
+def test_every_third_cell_of_each_dim():
+    space = florence_space()
+    rows, columns = space.grid_shape
+    operator = Mask.every(space, 3, first=1)
+    x = torch.arange(rows * columns, dtype=torch.float64).reshape(space.event_shape)
+    seen = x[0, 1::3, 1::3] if space.mask is None else x[0, 1::3, 1::3][torch.from_numpy(~space.mask[0, 1::3, 1::3])]
+    assert torch.equal(operator(x), seen.flatten())
+    cells = [[0, 2, 4], [10, 12, 14], [20, 22, 24], [30, 32, 34]]
+    assert torch.equal(Mask.every((2, 4, 5), 2).index, torch.tensor(cells).flatten())
+    assert Mask.every((3,), 2).index.tolist() == [0, 2] and Mask.every((1, 3), 1).index.tolist() == [0, 1, 2]
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match="stride is"):
+            Mask.every((1, 9), wrong)
+    with pytest.raises(ValueError, match="observes nothing"):
+        Mask.every((1, 9), 2, first=9)
+
+
+def test_a_card_names_every_third_cell():
+    spec = {"type": "Mask", "preset": "every", "stride": 3}
+    assert build("operator", spec, "observations.operator", space=Lorenz96(size=7).space).index.tolist() == [0, 3, 6]
 
 
 def test_random_masks():

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from assimilate.learning.networks.noise_level import Modulation, NoiseLevel
+from dynamics.settings import COUNT, check_settings, whole
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,8 @@ class FNOSettings:
 
     def __post_init__(self) -> None:
         """Check the sizes, which torch would only report as a matrix of another shape."""
-        sizes = (self.channels, self.outputs, self.width, self.modes, self.layers, self.embedding)
-        if min(sizes) < 1 or min(self.context, self.padding) < 0:
-            raise ValueError(f"{self} has a size that is not positive")
-        if self.noise_features not in (0, 1):
-            raise ValueError(f"noise_features is {self.noise_features}; expected 0 (no noise level) or 1")
+        check_settings(self, channels=COUNT, outputs=COUNT, context=whole(0), width=COUNT, modes=COUNT, layers=COUNT)
+        check_settings(self, noise_features=whole(0, 1), embedding=COUNT, padding=whole(0))
 
 
 class Transforms(NamedTuple):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynamics.settings import COUNT, check_settings, whole
+
 
 @dataclass(frozen=True)
 class MLPSettings:
@@ -47,10 +49,8 @@ class MLPSettings:
 
     def __post_init__(self) -> None:
         """Check the sizes, which torch would only report as a matrix of another shape."""
-        if min(self.channels, self.outputs, self.width) < 1 or min(self.context, self.blocks, self.octaves) < 0:
-            raise ValueError(f"{self} has a size that is not positive")
-        if self.noise_features not in (0, 1):
-            raise ValueError(f"noise_features is {self.noise_features}; expected 0 (no noise level) or 1")
+        check_settings(self, channels=COUNT, outputs=COUNT, context=whole(0), noise_features=whole(0, 1))
+        check_settings(self, width=COUNT, blocks=whole(0), octaves=whole(0))
 
 
 class Block(nn.Module):

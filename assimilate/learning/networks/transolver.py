@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from assimilate.learning.networks.fno import entering
 from assimilate.learning.networks.noise_level import Modulation, NoiseLevel
+from dynamics.settings import COUNT, check_settings, whole
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,10 @@ class TransolverSettings:
 
     def __post_init__(self) -> None:
         """Check the sizes, which torch would only report as a matrix of another shape."""
-        sizes = (
-            self.channels, self.outputs, self.width, self.layers, self.heads, self.slices, self.patch, self.fine,
-            self.embedding,
-        )
-        if min(sizes) < 1 or self.context < 0:
-            raise ValueError(f"{self} has a size that is not positive")
+        check_settings(self, channels=COUNT, outputs=COUNT, context=whole(0), width=COUNT, layers=COUNT, heads=COUNT)
+        check_settings(self, slices=COUNT, patch=COUNT, fine=COUNT, noise_features=whole(0, 1), embedding=COUNT)
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}; expected a multiple of heads = {self.heads}")
-        if self.noise_features not in (0, 1):
-            raise ValueError(f"noise_features is {self.noise_features}; expected 0 (no noise level) or 1")
 
 
 def slice_means(values: Tensor, weights: Tensor) -> Tensor:

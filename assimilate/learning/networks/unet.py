@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynamics.settings import COUNT, check_settings, several, whole
+
 Padding = Literal["zeros", "replicate", "circular"]
 
 
@@ -63,6 +65,8 @@ class UNetSettings:
         """Check what torch would only report deep inside a convolution."""
         if self.padding not in ("zeros", "replicate", "circular"):
             raise ValueError(f"padding is {self.padding!r}; expected 'zeros', 'replicate' or 'circular'")
+        check_settings(self, channels=COUNT, outputs=COUNT, context=whole(0), widths=several(COUNT))
+        check_settings(self, blocks=COUNT, noise_features=COUNT, embedding=COUNT)
         if not self.widths:
             raise ValueError("widths is empty; give the features of at least one resolution")
         # A settings object read back from JSON carries lists; a tuple keeps it hashable and its repr exact.

@@ -35,6 +35,7 @@ from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers import Ancestral
 from dynamics.random import Rng
+from dynamics.settings import COUNT, check_settings, number
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class DAPS:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.centre not in ("mean", "flow") or self.variance not in ("matched", "noise") or self.flow_steps < 1:
-            raise ValueError(f"{self!r}: expected centre 'mean' or 'flow', variance 'matched' or 'noise', and at least "
-                             "one step of the flow")
+        if self.centre not in ("mean", "flow") or self.variance not in ("matched", "noise"):
+            raise ValueError(f"{self!r}: expected centre 'mean' or 'flow', variance 'matched' or 'noise'")
+        check_settings(self, flow_steps=COUNT, prior_std=number(above=0, none=True))
         _ = self._draw
 
     @property

@@ -14,6 +14,7 @@ from assimilate.posterior.corrections.isotropic import isotropic_update
 from assimilate.posterior.corrections.langevin import langevin
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng
+from dynamics.settings import COUNT, check_settings, number
 from observations.base import LinearOperator
 from observations.likelihood import Likelihood
 from observations.noise import GaussianNoise
@@ -44,10 +45,10 @@ class DrawAround:
         """Check the settings."""
         if self.kind not in get_args(Inner):
             raise ValueError(f"inner is {self.kind!r}; expected one of {', '.join(get_args(Inner))}")
-        if (self.kind == "short") != (self.rate is not None and self.rate > 0):
+        check_settings(self, steps=COUNT, step=number(above=0, below=2), iterations=COUNT)
+        check_settings(self, rate=number(above=0, none=True))
+        if (self.kind == "short") != (self.rate is not None):
             raise ValueError(f"inner is {self.kind!r} and rate {self.rate}; a short walk, and only that, has a rate")
-        if self.steps < 1 or not 0 < self.step < 2:
-            raise ValueError(f"steps {self.steps}, step {self.step}: expected at least one step of length below 2")
 
     def __call__(self, centre: Tensor, variance: Tensor, likelihood: Likelihood, y: Tensor, rng: Rng) -> Tensor:
         """One draw a row, `(*b, *event)`.

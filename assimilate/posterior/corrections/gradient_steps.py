@@ -23,6 +23,7 @@ from torch import Tensor
 from assimilate.posterior.condition import Problem
 from assimilate.posterior.corrections.data_term import slope, steady, stiffness
 from assimilate.posterior.predictors import Clean, Context
+from dynamics.settings import COUNT, POSITIVE, check_settings, number
 from observations.likelihood import Likelihood
 
 
@@ -44,9 +45,9 @@ class GradientSteps:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.steps < 1 or not 0 <= self.momentum < 1 or not 0 < self.rate < 2 * (1 + self.momentum):
-            raise ValueError(f"{self!r}: expected at least one step, a momentum from 0 to below 1, and a rate below "
-                             "2 (1 + momentum), where gradient steps are stable")
+        check_settings(self, steps=COUNT, momentum=number(0, below=1), rate=POSITIVE)
+        if not self.rate < 2 * (1 + self.momentum):
+            raise ValueError(f"{self!r}: expected a rate below 2 (1 + momentum), where gradient steps are stable")
 
     @property
     def backpropagates(self) -> bool:

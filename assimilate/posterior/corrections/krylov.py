@@ -27,6 +27,7 @@ from assimilate.posterior.corrections.data_term import flat_values, stiffness
 from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.solvers import conjugate_gradient
+from dynamics.settings import COUNT, check_settings, number
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class Krylov:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.iterations < 1 or (self.gamma is not None and not self.gamma > 0):
-            raise ValueError(f"{self!r}: expected at least one iteration and a positive gamma, or None")
+        check_settings(self, iterations=COUNT, gamma=number(above=0, none=True))
 
     @property
     def backpropagates(self) -> bool:

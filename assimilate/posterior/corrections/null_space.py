@@ -37,6 +37,7 @@ from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers.base import Sampler
 from dynamics.random import Rng, normal
+from dynamics.settings import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, check_settings, number
 from observations.base import SVD, LinearOperator, SpaceOrShape
 
 
@@ -86,6 +87,10 @@ class MeasuredPart:
     y: Tensor
     cutoff: float = 0.0
     iterations: int = 20
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, cutoff=number(0, below=1), iterations=COUNT)
 
     @cached_property
     def observed(self) -> Tensor:
@@ -145,11 +150,7 @@ class NullSpace(Sampler):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 <= self.eta <= 1 or self.noise_std < 0 or not self.norm > 0:
-            raise ValueError(
-                f"eta={self.eta}, noise_std={self.noise_std}, norm={self.norm}; expected eta from 0 to 1, a noise of "
-                "at least 0 and a positive norm"
-            )
+        check_settings(self, noise_std=NOT_NEGATIVE, eta=FRACTION, norm=POSITIVE, iterations=COUNT)
 
     def step(
         self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,

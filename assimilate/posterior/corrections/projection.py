@@ -37,6 +37,7 @@ from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.update import gaussian_update
 from dynamics.random import Rng, normal
+from dynamics.settings import COUNT, FRACTION, NOT_NEGATIVE, check_settings, number
 from observations.base import LinearOperator
 
 
@@ -57,8 +58,7 @@ class Replacement:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength is {self.strength}; expected a share from 0 to 1")
+        check_settings(self, strength=FRACTION)
 
     def __call__(self, x: Tensor, s: Tensor, path: Path, rng: Rng) -> Tensor:
         """See `Projection`."""
@@ -89,8 +89,7 @@ class AdjointStep:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 <= self.strength < 2 or self.norm < 0:
-            raise ValueError(f"strength={self.strength}, norm={self.norm}; expected 0 <= strength < 2 and a norm >= 0")
+        check_settings(self, strength=number(0, below=2), norm=NOT_NEGATIVE)
 
     def __call__(self, x: Tensor, s: Tensor, path: Path, rng: Rng) -> Tensor:
         """See `Projection`; draws nothing."""
@@ -116,6 +115,10 @@ class NoisyState:
     """
 
     iterations: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, iterations=COUNT)
 
     @property
     def backpropagates(self) -> bool:

@@ -27,6 +27,7 @@ from assimilate.posterior.corrections.isotropic import isotropic_update
 from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.solvers import conjugate_gradient
+from dynamics.settings import COUNT, POSITIVE, check_settings
 from observations.base import LinearOperator
 from observations.likelihood import Likelihood
 
@@ -53,8 +54,7 @@ class Proximal:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not self.strength > 0 or self.newton < 1:
-            raise ValueError(f"{self!r}: expected a positive strength and at least one Gauss-Newton step")
+        check_settings(self, strength=POSITIVE, iterations=COUNT, newton=COUNT)
 
     @property
     def backpropagates(self) -> bool:

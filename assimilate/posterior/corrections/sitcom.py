@@ -23,6 +23,7 @@ from assimilate.posterior.condition import Problem
 from assimilate.posterior.corrections.data_term import flat_values
 from assimilate.posterior.linearize import gaussian_noise, observe_flat
 from assimilate.posterior.predictors import Clean, Context
+from dynamics.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_settings, number
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class SITCOM:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.iterations < 1 or not self.rate > 0 or self.penalty < 0 or self.stop < 0:
-            raise ValueError(f"{self!r}: expected at least one iteration, a positive rate, penalty and stop from 0")
+        check_settings(self, iterations=COUNT, rate=POSITIVE, penalty=NOT_NEGATIVE, stop=NOT_NEGATIVE)
+        check_settings(self, prior_std=number(above=0, none=True))
 
     @property
     def backpropagates(self) -> bool:

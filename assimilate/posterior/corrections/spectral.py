@@ -30,6 +30,7 @@ from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers.base import Sampler
 from dynamics.errors import CapabilityError
 from dynamics.random import Rng, normal
+from dynamics.settings import FRACTION, NOT_NEGATIVE, check_settings
 from observations.base import SVD, LinearOperator
 
 
@@ -109,11 +110,7 @@ class Restoration(Sampler):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not (0 <= self.eta <= 1 and 0 <= self.eta_measured <= 1 and self.noise_std >= 0):
-            raise ValueError(
-                f"eta={self.eta}, eta_measured={self.eta_measured}, noise_std={self.noise_std}; expected factors from "
-                "0 to 1 and a noise of at least 0"
-            )
+        check_settings(self, noise_std=NOT_NEGATIVE, eta=FRACTION, eta_measured=FRACTION)
 
     def step(
         self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,

@@ -23,6 +23,7 @@ from assimilate.posterior.condition import Problem
 from assimilate.posterior.linearize import gaussian_noise, observe_flat
 from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
+from dynamics.settings import NOT_NEGATIVE, check_settings, number
 
 Gain = Literal["exact", "constant"]
 
@@ -47,6 +48,7 @@ class Guided(ABC):
         """Check the settings that all share."""
         if self.gain not in ("exact", "constant"):
             raise ValueError(f"gain is {self.gain!r}; expected 'exact' or 'constant'")
+        check_settings(self, strength=NOT_NEGATIVE, trust=number(above=0, infinite=True, none=True))
 
     @property
     def backpropagates(self) -> bool:

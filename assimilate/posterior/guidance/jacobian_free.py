@@ -29,6 +29,7 @@ from assimilate.posterior.guidance.base import Gain, isotropic_variance, observe
 from assimilate.posterior.linearize import gaussian_noise, linearize
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.update import gaussian_update
+from dynamics.settings import COUNT, NOT_NEGATIVE, check_settings, number
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class JacobianFree:
         """Check the settings."""
         if self.gain not in ("exact", "constant") or self.covariance not in ("clean", "isotropic"):
             raise ValueError(f"{self!r}: expected gain 'exact' or 'constant', covariance 'clean' or 'isotropic'")
+        check_settings(self, strength=NOT_NEGATIVE, prior_std=number(above=0, none=True), iterations=COUNT)
 
     @property
     def backpropagates(self) -> bool:

@@ -25,6 +25,7 @@ from assimilate.posterior.guidance.base import Linearized, inverse_pull, solve_o
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.predictors import Clean
 from assimilate.posterior.solvers import conjugate_gradient, gmres
+from dynamics.settings import COUNT, check_settings
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class MMPS(Linearized):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.solver not in ("gmres", "cg") or self.iterations < 1:
-            raise ValueError(f"{self!r}: expected solver 'gmres' or 'cg' and iterations of at least 1")
+        if self.solver not in ("gmres", "cg"):
+            raise ValueError(f"solver is {self.solver!r}; expected 'gmres' or 'cg'")
+        check_settings(self, iterations=COUNT)
 
     def weights(self, residual: Tensor, clean: Clean, x: Tensor, t: Tensor, problem: Problem) -> Tensor:
         """See `Linearized`."""

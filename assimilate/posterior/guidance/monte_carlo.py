@@ -41,6 +41,7 @@ from assimilate.posterior.guidance.base import Guided, isotropic_variance, obser
 from assimilate.posterior.linearize import observe_flat
 from assimilate.posterior.predictors import Clean, Context
 from dynamics.random import normal
+from dynamics.settings import COUNT, check_settings, number
 
 Endpoint = Literal["exact", "second_order", "first_order"]
 Objective = Literal["likelihood", "weighted_norm", "pooled_norm", "mean_norm"]
@@ -74,8 +75,7 @@ class MonteCarlo(Guided):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; expected at least 1")
+        check_settings(self, draws=COUNT, prior_std=number(above=0, none=True))
         for name, value, choices in (
             ("endpoint", self.endpoint, get_args(Endpoint)),
             ("objective", self.objective, get_args(Objective)),

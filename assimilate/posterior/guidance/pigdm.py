@@ -20,6 +20,7 @@ from assimilate.posterior.guidance.base import Linearized, isotropic_variance, s
 from assimilate.posterior.linearize import linearize
 from assimilate.posterior.predictors import Clean
 from assimilate.posterior.solvers import conjugate_gradient
+from dynamics.settings import COUNT, check_settings, number
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class PiGDM(Linearized):
 
     prior_std: float | None = None
     iterations: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_settings(self, prior_std=number(above=0, none=True), iterations=COUNT)
 
     def weights(self, residual: Tensor, clean: Clean, x: Tensor, t: Tensor, problem: Problem) -> Tensor:
         """See `Linearized`."""

@@ -16,6 +16,7 @@ from assimilate.posterior.condition import Problem
 from assimilate.posterior.guidance.base import Linearized, observed
 from assimilate.posterior.linearize import gaussian_noise
 from assimilate.posterior.predictors import Clean
+from dynamics.settings import NOT_NEGATIVE, check_settings
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class SDA(Linearized):
     """
 
     gamma: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_settings(self, gamma=NOT_NEGATIVE)
 
     def weights(self, residual: Tensor, clean: Clean, x: Tensor, t: Tensor, problem: Problem) -> Tensor:
         """See `Linearized`."""

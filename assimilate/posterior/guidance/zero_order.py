@@ -28,6 +28,7 @@ from assimilate.posterior.guidance.base import Guided, observed_residual
 from assimilate.posterior.linearize import observe_flat
 from assimilate.posterior.predictors import Clean, Context
 from dynamics.random import normal
+from dynamics.settings import COUNT, POSITIVE, check_settings
 
 _AT_ONCE = 16
 
@@ -57,8 +58,9 @@ class ZeroOrder(Guided):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.draws < 1 or not self.radius > 0 or self.form not in ("score", "norm"):
-            raise ValueError(f"{self!r}: expected draws >= 1, radius > 0 and form 'score' or 'norm'")
+        check_settings(self, draws=COUNT, radius=POSITIVE)
+        if self.form not in ("score", "norm"):
+            raise ValueError(f"form is {self.form!r}; expected 'score' or 'norm'")
 
     def gradient(self, clean: Clean, x: Tensor, t: Tensor, context: Context, problem: Problem) -> Tensor:
         """See `Guided`."""

@@ -24,6 +24,7 @@ from assimilate.posterior.covariance import Covariance, Isotropic
 from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Context
 from assimilate.posterior.samplers.base import GaussianSampler, Kernel
+from dynamics.settings import FRACTION, check_settings
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Ancestral(GaussianSampler):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 <= self.eta <= 1 or self.variance not in ("lower", "upper", "clean"):
-            raise ValueError(f"{self!r}: expected eta from 0 to 1 and variance 'lower', 'upper' or 'clean'")
+        check_settings(self, eta=FRACTION)
+        if self.variance not in ("lower", "upper", "clean"):
+            raise ValueError(f"variance is {self.variance!r}; expected 'lower', 'upper' or 'clean'")
 
     def kernel(
         self, x: Tensor, t: Tensor, s: Tensor, mean: Tensor, covariance: Covariance | None, path: Path, context: Context

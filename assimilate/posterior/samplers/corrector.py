@@ -17,6 +17,7 @@ from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers.ancestral import Ancestral
 from assimilate.posterior.samplers.base import Sampler
 from dynamics.random import Rng, normal
+from dynamics.settings import POSITIVE, check_settings, whole
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class PredictorCorrector(Sampler):
     inner: Sampler = Ancestral(eta=0.0)
     corrections: int = 1
     tau: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self, corrections=whole(0), tau=POSITIVE)
 
     def step(
         self, x: Tensor, t: Tensor, s: Tensor, clean: Clean, again: Callable[[Tensor, Tensor], Clean], path: Path,

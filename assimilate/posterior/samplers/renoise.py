@@ -27,6 +27,7 @@ from assimilate.posterior.paths import Path
 from assimilate.posterior.predictors import Clean, Context
 from assimilate.posterior.samplers.base import Sampler
 from dynamics.random import Rng, normal
+from dynamics.settings import FRACTION, check_settings
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Renoise(Sampler):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.clean not in ("drawn", "given") or self.per not in ("level", "step") or not 0 <= self.fresh <= 1:
-            raise ValueError(f"{self!r}: expected clean 'drawn' or 'given', per 'level' or 'step', fresh from 0 to 1")
+        check_settings(self, fresh=FRACTION)
+        if self.clean not in ("drawn", "given") or self.per not in ("level", "step"):
+            raise ValueError(f"{self!r}: expected clean 'drawn' or 'given', per 'level' or 'step'")
         if self.direction not in ("guided", "unguided"):
             raise ValueError(f"direction is {self.direction!r}; expected 'guided' or 'unguided'")
 

@@ -148,7 +148,7 @@ def test_errors():
         woken(noise_features=1)(normals(1, 1, 8, 8))
     with pytest.raises(ValueError, match="multiple of heads"):
         TransolverSettings(width=10, heads=4)
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="expected a whole number of"):
         TransolverSettings(slices=0)
     with pytest.raises(ValueError, match="noise_features is 2"):
         TransolverSettings(noise_features=2)
