@@ -87,7 +87,8 @@ def imaging() -> str:
 def fields() -> str:
     """The Navier-Stokes card as Markdown: a row for each method, a column for each task.
 
-    A cell holds the error relative to the size of the truth and, in brackets, spread over error.
+    A cell holds the error relative to the size of the truth and, in brackets, spread over error. The other columns are
+    means over the tasks; those of the reference compare with the reference's mean, spread and ranks of the truth.
     """
     file = RESULTS / "navier-stokes-small.json"
     rows = json.loads(file.read_text()) if file.is_file() else []
@@ -95,14 +96,20 @@ def fields() -> str:
     for row in rows:
         found.setdefault(row["method"], {}).setdefault(row["task"], {})[row["score"]] = row["value"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines = [f"| Method | {' | '.join(tasks)} | spectrum | seconds |", "|---|" + "---:|" * (len(tasks) + 2)]
+    others = {"spectrum": "spectrum_error", "mean": "mean_distance", "spread": "spread_ratio", "ranks": "rank_distance"}
+    columns = [*tasks, *others, "seconds"]
+    lines = [f"| Method | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for method, scores in found.items():
         cells = [_relative(scores.get(task, {})) for task in tasks]
-        spectrum, seconds = (
-            sum(values[name] for values in scores.values()) / len(scores) for name in ("spectrum_error", "seconds")
-        )
-        lines.append(f"| {method} | {' | '.join(cells)} | {spectrum:.2f} | {seconds:.0f} |")
+        cells += [_mean(scores, name, ".2f") for name in others.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} | {_mean(scores, 'seconds', '.0f')} |")
     return "\n".join(lines)
+
+
+def _mean(scores: dict[str, dict[str, float]], name: str, digits: str) -> str:
+    """The mean of a score over the tasks; nothing where a method has none."""
+    values = [of_task[name] for of_task in scores.values() if name in of_task]
+    return f"{sum(values) / len(values):{digits}}" if values else ""
 
 
 def _relative(scores: dict[str, float]) -> str:
