@@ -1,6 +1,6 @@
 r"""FlowDAS for gauges: every member starts at a first guess that knows the gauges, and is then drawn by FlowDAS.
 
-    x_0^i = first guess + a draw of its error                  the base, a forecast that is different for each member
+    x_0^i = a draw around the first guess                      the base, a forecast that is different for each member
     x_k^i = guided draw of the transition from x_0^i, from the noise level `start` on
 
 A cold start leaves all of the work to the guidance. The first guess has in it what the gauges of the hour before say in
@@ -38,8 +38,8 @@ class GaugeState(NamedTuple):
         members: `(E, N, *event)`.
         log_weights: `(E, N)`, equal.
         time: in the time unit of the dynamics.
-        seen: gauge values on the grid of the last hours, newest first, `(E, h, rows, columns)`, h at most 2; NaN where
-            there is no gauge.
+        seen: gauge values on the grid of the last hours, newest first, `(E, h, rows, columns)`; NaN where there is no
+            gauge.
         motion: of the last hour, `(E, 7)`; NaN where it is not known.
     """
 
@@ -117,7 +117,7 @@ class GaugeFlowDAS(FlowDAS):
         weights = uniform_log_weights(found)
         evidence = found.new_full((len(found),), torch.nan)
         info = Info(None, evidence, effective_sample_size(weights), weighting="none")
-        kept = self.dynamics.guess.motion.pairs
+        kept = self.dynamics.guess.hours
         return GaugeState(found, weights, float(time), seen[:, :kept], motion), info
 
     def _bases(self, seen: Tensor, motions: Tensor, members: Tensor, *, rng: Rng) -> tuple[Tensor, Tensor]:
@@ -132,11 +132,8 @@ class GaugeFlowDAS(FlowDAS):
             if motion is not None:
                 found[k] = motion
             gauges, values = guess.gauges(fields, motion)
-            kriging = guess.kriging(gauges, grid)
-            mean = guess.mean(gauges, values[None], grid, kriging)
-            errors = guess.errors(gauges, values, grid, white._replace(field=white.field[k], gauges=white.gauges[k]),
-                                  kriging)  # fmt: skip
-            bases.append(mean + errors)
+            own = white._replace(field=white.field[k], gauges=white.gauges[k])
+            bases.append(guess.bases(gauges, values, grid, own, self.dynamics.floor))
         return self.dynamics.admissible(torch.stack(bases)), found
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from assimilate.baselines.field_law import LawFit
 from assimilate.baselines.motion import MotionFit
 from assimilate.baselines.optimal_interpolation import OptimalInterpolation
 from assimilate.filters.gauge_flowdas import GaugeFlowDAS
@@ -26,9 +27,10 @@ DENSE = Likelihood(random_mask(STORMS.space, 0.1, 5), GaussianNoise(0.05))
 
 @pytest.fixture(scope="module")
 def rain():
-    """The shipped transition on a small grid, with a quick search for the motion."""
+    """The shipped transition on a small grid, with quick searches for the motion and the law."""
     shipped = load_pretrained("rain-hourly")
-    guess = replace(shipped.guess, motion=MotionFit(gauges=40, starts=1, steps=3))
+    law = LawFit(powers=(1.0,), gauges=100)
+    guess = replace(shipped.guess, motion=MotionFit(gauges=40, starts=1, steps=3), law=law)
     return replace(shipped, space=STORMS.space, guess=guess)
 
 

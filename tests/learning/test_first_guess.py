@@ -1,4 +1,5 @@
-"""First guesses: kriging is exact, blocks fit, errors are those of kriging, and a short training helps."""
+"""First guesses: kriging is exact, blocks fit, errors are those of kriging, draws have the first guess as their mean,
+and a short training helps."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from assimilate.baselines.motion import field_scale
-from assimilate.learning.first_guess import Draws, FirstGuess, Gauges, draws
+from assimilate.learning.first_guess import DRIEST, Draws, FirstGuess, Gauges, censored, draws
 from assimilate.learning.first_guess_fit import FirstGuessFit, fit_first_guess, random_gauges
 from assimilate.learning.fit import FitSettings
 from dynamics.random import Streams
@@ -37,6 +38,52 @@ def test_kriging_weights_are_those_of_the_textbook_system():
     right = torch.cat([torch.exp(-torch.cdist(at, cell) / 20), torch.ones(1, 1)])
     exact = torch.linalg.solve(matrix, right)[:12, 0]
     torch.testing.assert_close(weights[:, 7 * 32 + 9].double(), exact, rtol=0, atol=1e-5)
+
+
+def test_kriging_under_a_stretched_law_is_that_on_a_stretched_map():
+    guess, g = FirstGuess(length=20.0), gauges(30)
+    law = torch.tensor([torch.tensor(20.0).log(), 1.4, 0.0, 1.0])
+    under = guess.kriging(g._replace(law=law), GRID)
+    # Rows are pulled apart by exp(s / 4), columns pushed together by as much.
+    size = torch.tensor([0.35, -0.35], dtype=torch.float64).exp()
+    places, cell = g.places.double() * size, torch.tensor([[7.0, 9.0]]) * size
+    matrix = torch.exp(-torch.cdist(places, places) / 20) + 0.05**2 * torch.eye(30)
+    full = torch.ones(31, 31, dtype=torch.float64)
+    full[:30, :30], full[30, 30] = matrix, 0
+    right = torch.cat([torch.exp(-torch.cdist(places, cell) / 20), torch.ones(1, 1)])
+    exact = torch.linalg.solve(full, right)[:30, 0]
+    torch.testing.assert_close(under.weights[:, 7 * 32 + 9].double(), exact, rtol=0, atol=1e-5)
+
+
+def test_censored_draws_have_the_mean_that_was_asked_for():
+    mean, std = torch.tensor([-1.0, 0.0, 0.1, 0.5, 2.0, 10.0]), torch.tensor([1.0, 0.5, 1.0, 0.5, 1.0, 0.5])
+    # Quantiles of the normal law at 20,000 levels: a sum over them is an integral to 1e-3 of a standard deviation.
+    z = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    drawn = censored(mean.double(), std.double(), z[:, None] * std)
+    wanted = torch.maximum(mean, DRIEST * std).double()
+    torch.testing.assert_close(drawn.mean(0), wanted, rtol=0, atol=1e-3)
+    assert float(drawn.min()) == 0.0
+    # Far above the floor it is a normal variable.
+    torch.testing.assert_close(drawn[:, 5], 10.0 + 0.5 * z, rtol=0, atol=1e-5)
+
+
+def test_bases_scatter_about_the_first_guess_and_stay_above_the_floor():
+    members, g = 400, gauges(60, seed=3)
+    guess, rng = FirstGuess(), torch.Generator().manual_seed(1)
+    values = torch.rand(60, generator=rng) ** 3
+    white = draws(Streams(1, 1, members).mirrored(), (1, members), GRID, 60, torch.zeros(()))
+    white = Draws(white.field[0], white.gauges[0])
+    mean, std = guess.mean(g, values[None], GRID), guess.kriging(g, GRID).std.reshape(1, 1, *GRID)
+    free = guess.bases(g, values, GRID, white)
+    # Mirrored pairs cancel.
+    torch.testing.assert_close(free.mean(0, keepdim=True), mean, rtol=0, atol=1e-4)
+    floored = guess.bases(g, values, GRID, white, 0.0)
+    assert float(floored.min()) == 0.0
+    # What a floor alone does to the mean, and what is left of it with 400 draws.
+    error = guess.size(g, values) * std
+    raised = (free.clamp_min(0.0).mean(0) - mean).mean() / error.mean()
+    left = (floored.mean(0) - mean).mean() / error.mean()
+    assert float(raised) > 0.02 and abs(float(left)) < 0.3 * float(raised)
 
 
 def test_errors_are_those_of_kriging():
@@ -73,6 +120,12 @@ def test_the_network_sees_blocks_and_its_zeros_change_nothing():
     assert torch.equal(blocks, plain[..., 1:39:3, 1:30:3])
     assert float(told[0, 1].sum()) == len({(int(y) // 3, min(int(x) // 3, 9)) for y, x in g.places.clamp_max(38)})
     ramp = torch.arange(13.0)[:, None].expand(13, 10)[None, None]
+    law = torch.tensor([3.0, 0.0, 0.0, 1.0])
+    # Under a fitted law a share of what the network makes of the usual kriging is added.
+    torch.nn.init.constant_(network.leave.bias, 0.5)
+    added = guess.mean(g._replace(law=law), values, GRID) - FirstGuess().mean(g._replace(law=law), values, GRID)
+    torch.testing.assert_close(added, guess.share * (guess.mean(g, values, GRID) - plain), rtol=0, atol=1e-5)
+    assert float(added.abs().min()) > 0
     fine = guess.spread(ramp, GRID)
     assert fine.shape == (1, 1, *GRID)
     torch.testing.assert_close(fine[..., 1:39:3, 1:30:3], ramp, rtol=0, atol=1e-5)
