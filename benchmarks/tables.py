@@ -106,6 +106,22 @@ def fields() -> str:
     return "\n".join(lines)
 
 
+def sevir() -> str:
+    """The radar card as Markdown, with the scores that its source publishes first."""
+    file = RESULTS / "sevir.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    names = {"RMSE": "rmse", "CSI, 0.3": "csi_0.3", "CSI, 0.5": "csi_0.5", "CRPS": "crps"}
+    names["spread/skill"] = "spread_skill"
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["score"]] = row["value"]
+    lines = [f"| Method | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for method, scores in found.items():
+        cells = [f"{scores[name]:.3f}" if name in scores else "" for name in names.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _mean(scores: dict[str, dict[str, float]], name: str, digits: str) -> str:
     """The mean of a score over the tasks; nothing where a method has none."""
     values = [of_task[name] for of_task in scores.values() if name in of_task]
@@ -215,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scorecard": scorecard,
     "imaging": imaging,
     "fields": fields,
+    "sevir": sevir,
 }
 """Name of the markers `<!-- NAME -->` and `<!-- end of NAME -->` -> what stands between them."""
 
