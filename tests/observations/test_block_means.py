@@ -24,7 +24,12 @@ def test_a_window_of_two_is_bilinear_interpolation_without_a_filter(factor: int)
     assert torch.allclose(BlockMean((1, 64, 64), factor, 2)(x), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("factor", "window"), [(4, 3), (4, 5), (4, 0), (5, 2)])
+def test_a_window_of_no_cell_is_refused() -> None:
+    with pytest.raises(ValueError, match="window is 0; expected a whole number of 1 or more"):
+        BlockMean((1, 40, 40), 4, 0)
+
+
+@pytest.mark.parametrize(("factor", "window"), [(4, 3), (4, 5), (5, 2)])
 def test_a_window_without_a_middle_is_named(factor: int, window: int) -> None:
     with pytest.raises(ValueError, match=f"window={window} is not in the middle"):
         BlockMean((1, 40, 40), factor, window)
