@@ -14,6 +14,7 @@ from PIL import Image
 from assimilate.report import render
 from assimilate.report.colours import NO_DATA, RAIN_COLOURS, RAIN_LEVELS, Scale, is_rain, state_scale
 from assimilate.report.contents import read
+from assimilate.report.curves import overview
 from assimilate.report.maps import atlas
 from assimilate.report.page import best_of, number, score_title
 from assimilate.storage import safe_name, write_groups
@@ -224,6 +225,17 @@ def test_states_without_a_grid_have_trajectories_and_a_ring_has_a_time_picture(t
     drawn = atlas(read(tmp_path / "x"), "x")
     # Time runs down the picture, the ring across it.
     assert drawn.shape == (30, 8) and decoded(drawn.panels[0].frames[0]).shape[:2] == (30, 8)
+
+
+@pytest.mark.parametrize(("count", "bands"), [(5, 1), (9, 1), (14, 2)])
+def test_many_methods_make_two_bands(tmp_path, count, bands):
+    """A still picture keeps at most nine fields beside each other, each about as wide as the others."""
+    panels = [(f"a method with a long name, number {k}", [np.zeros((8, 8))] * 2) for k in range(count)]
+    overview(panels, ["t = 1", "t = 2"], Scale("signed", -1.0, 1.0, ""), tmp_path, (8, 8))
+    width, height = Image.open(tmp_path / "overview.png").size
+    columns = -(-count // bands)
+    assert width == pytest.approx(160 * (1.75 * columns + 0.85), abs=1)
+    assert 160 * 1.75 * 2 * bands < height < 1.35 * 160 * 1.75 * 2 * bands
 
 
 def test_rain_classes_are_those_of_the_legend():

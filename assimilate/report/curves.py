@@ -19,6 +19,10 @@ PER_ROW = 4
 """Methods beside each other in a picture."""
 MAX_STEPS = 120
 """Trajectories are drawn for at most this many analyses."""
+_COLUMNS = 9
+"""Fields beside each other in a still picture; more go into a second band."""
+_TITLE = 22
+"""Letters of a title that fit above such a field."""
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -261,25 +265,31 @@ def folded(label: str) -> str:
     return "\n".join(textwrap.wrap(label, 30))
 
 
-def overview(contents: Contents, panels: list[tuple[str, list[np.ndarray]]], times: list[str], scale: Any, folder: Path,
-             cells: tuple[int, int]) -> None:  # fmt: skip
-    """A still picture for a README: rows are times, columns truth, observations and means."""
-    rows, columns = len(times), len(panels)
-    side = 1.75
-    height = side * rows * cells[0] / cells[1] + 0.35
-    with figure(columns, rows, width=side * columns + 0.85, height=height) as (made, axes):
+def overview(
+    panels: list[tuple[str, list[np.ndarray]]], times: list[str], scale: Any, folder: Path, cells: tuple[int, int]
+) -> None:
+    """A still picture for a README: rows are times, columns truth, observations and means; many make two bands."""
+    bands = -(-len(panels) // _COLUMNS)
+    rows, columns = len(times), -(-len(panels) // bands)
+    titles = [textwrap.fill(title, _TITLE) for title, _ in panels]
+    side, lines = 1.75, max(title.count("\n") + 1 for title in titles)
+    height = bands * (side * rows * cells[0] / cells[1] + 0.2 + 0.15 * lines)
+    with figure(columns, bands * rows, width=side * columns + 0.85, height=height) as (made, axes):
         made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
         cmap, norm = scale.matplotlib()
-        for column, (title, frames) in enumerate(panels):
+        for axis in np.ravel(axes):
+            axis.set(xticks=[], yticks=[])
+            axis.set_facecolor("none")
+            axis.grid(visible=False)
+            axis.spines[:].set_visible(False)
+        for k, (_, frames) in enumerate(panels):
+            band, column = divmod(k, columns)
             for row, frame in enumerate(frames):
-                axis = axes[row][column]
-                shown = axis.imshow(frame, cmap=cmap, norm=norm, interpolation="nearest", aspect="auto")
-                axis.set(xticks=[], yticks=[])
+                axis = axes[band * rows + row][column]
                 axis.set_facecolor("#e2e5e8")
-                axis.grid(visible=False)
-                axis.spines[:].set_visible(False)
+                shown = axis.imshow(frame, cmap=cmap, norm=norm, interpolation="nearest", aspect="auto")
                 if row == 0:
-                    axis.set_title(title, fontsize=8.5 if len(title) < 24 else 7)
+                    axis.set_title(titles[k], fontsize=8.5)
                 if column == 0:
                     axis.set_ylabel(times[row], fontsize=8)
         ends = "both" if scale.kind == "rain" else "neither"

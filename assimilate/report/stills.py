@@ -25,4 +25,4 @@ def overview_of(contents: Contents, drawn: Atlas, folder: Path) -> None:
     panels = [(title, [array[k] for k in rows]) for title, array in shown]
     times = [time_text(contents.times[drawn.times[k]]).removesuffix(" UTC") if frames > 1 else "" for k in rows]
     scale = next(p.scale for p in drawn.panels if p.row == "state")
-    curves.overview(contents, panels, times, scale, folder, drawn.shape)
+    curves.overview(panels, times, scale, folder, drawn.shape)
