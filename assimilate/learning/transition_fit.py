@@ -201,8 +201,8 @@ def calibrated(
     transition: LearnedTransition,
     held_out: Trajectories,
     *,
-    states: int = 64,
-    members: int = 8,
+    states: int = 256,
+    members: int = 4,
     patch: tuple[int, ...] | None = None,
     seed: int = 12,
 ) -> LearnedTransition:
