@@ -81,12 +81,33 @@ class LawFit:
             kept = torch.linspace(0, len(places) - 1, min(len(places), self.gauges)).round().long()
             total = total + self.log_likelihoods(places[kept].to(laws), values[:, kept].to(laws)).sum(1)
             used = True
-        if not used:
-            return None
+        return self.mean(total).to(fields.dtype) if used else None
+
+    def of_many(self, places: Tensor, values: Tensor) -> Tensor:
+        """Laws of many fields that have the same gauges, `(n, 4)`; NaN where no hour says anything.
+
+        Args:
+            places: `(m, 2)`.
+            values: `(n, hours, m)`, newest first; NaN in hours that were not seen.
+        """
+        values = values[:, : self.hours]
+        kept = torch.linspace(0, len(places) - 1, min(len(places), self.gauges)).round().long()
+        says = values.std(-1) > 1e-3
+        logs = values.new_zeros(len(self.table()), *says.shape)
+        if len(places) >= 10 and bool(says.any()):
+            logs[:, says] = self.log_likelihoods(places[kept].to(values), values[says][:, kept])
+        else:
+            says = torch.zeros_like(says)
+        return torch.where(says.any(1, keepdim=True), self.mean(logs.sum(2)), torch.nan)
+
+    def mean(self, logs: Tensor) -> Tensor:
+        """Posterior mean of the law, `(*n, 4)`, from log likelihoods `(laws, *n)`."""
+        laws = self.table().to(logs)
         middle = laws.new_tensor([math.log(30.0), 0.0, 0.0, 1.0])
         width = laws.new_tensor([self.spread[0], self.spread[1], self.spread[1], self.spread[2]])
         prior = -0.5 * ((laws - middle) / width).square().sum(1)
-        return (torch.softmax(total / self.temperature + prior, 0) @ laws).to(fields.dtype)
+        weights = torch.softmax(logs / self.temperature + prior.reshape(-1, *[1] * (logs.ndim - 1)), 0)
+        return torch.tensordot(weights, laws, dims=([0], [0]))
 
     def table(self) -> Tensor:
         """All laws, `(n, 4)`, float64."""

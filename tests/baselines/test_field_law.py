@@ -96,3 +96,14 @@ def test_hours_may_have_other_gauges_and_dry_hours_say_nothing():
     dry = torch.where(torch.isnan(fields[:1]), torch.nan, 0.0)
     torch.testing.assert_close(fit(torch.cat([fields[:2], dry])), fit(fields[:2]))
     assert fit(dry) is None
+
+
+def test_laws_of_many_fields_are_those_of_each():
+    fit = LawFit(lengths=(8.0, 30.0), stretches=(1.0,), angles=4, powers=(1.0,), hours=3)
+    storms = [seen(law(10, 0.7, angle), 3) for angle in (20, 70)]
+    mask = ~torch.isnan(storms[0][0])
+    values = torch.stack([storm[:, mask] for storm in storms] + [storms[0][:, mask] * 0])
+    values[1, 2] = torch.nan
+    found = fit.of_many(mask.nonzero(), values)
+    torch.testing.assert_close(found[:2], torch.stack([fit(storms[0]), fit(storms[1][:2])]))
+    assert bool(torch.isnan(found[2]).all())

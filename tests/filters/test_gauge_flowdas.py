@@ -94,7 +94,7 @@ def test_a_row_does_not_change_when_there_are_others(rain, truth):
 def test_a_checkpoint_holds_the_first_guess(rain, tmp_path):
     again = field_transition(load_checkpoint(save_checkpoint(rain.to_checkpoint(), tmp_path / "rain.safetensors")))
     assert again.guess is not None and again.guess.settings == rain.guess.settings
-    blocks, told = torch.ones(1, 1, 20, 17), torch.ones(1, 3, 20, 17)
+    blocks, told = torch.ones(1, 1, 20, 17), torch.ones(1, 8, 20, 17)
     a, b = (t.guess.network(blocks, torch.zeros(1), told) for t in (again, rain))
     assert torch.equal(a, b)
 
