@@ -174,7 +174,8 @@ class Images:
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *key[1:])]
 
     def _read(self, n: int) -> np.ndarray:
-        codes = variable(Path(self.files[n]))[self.indices[n]].values[..., :: self.every]
+        with variable(Path(self.files[n])) as vil:
+            codes = vil[self.indices[n]].values[..., :: self.every]
         values = np.moveaxis(codes, -1, 0).astype(self.dtype)
         values[values == MISSING] = np.nan
         frames, rows, columns = self.shape[1:]

@@ -6,8 +6,10 @@ twice are a known error of the archive and are left out, as in the published loa
 
 from __future__ import annotations
 
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +30,7 @@ TEST_AFTER = np.datetime64("2019-06-01")
 HELD_OUT = 10
 """One day in so many before that date is validation data."""
 _NEEDED = ("id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets")
+_ONE_THREAD = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def find(rows: pd.DataFrame, folder: Path) -> list[Stored]:
             place = next((one for one in places if one.is_file()), None)
             if place is None:
                 raise DataError(f"{places[0]}: no such file; the catalogue has event {name!r} in it")
-            heads[file_name] = place, tuple(variable(place).shape)
+            with variable(place) as vil:
+                heads[file_name] = place, tuple(vil.shape)
         file, shape = heads[file_name]
         if len(shape) != 4 or (found and shape[1:] != found[0].shape[1:]):
             raise DataError(f"{file}: vil has shape {shape}; expected (event, row, column, frame), alike in all files")
@@ -128,21 +132,26 @@ def find(rows: pd.DataFrame, folder: Path) -> list[Stored]:
     return found
 
 
-def variable(file: Path) -> xr.DataArray:
+@contextmanager
+def variable(file: Path) -> Iterator[xr.DataArray]:
     """The array `vil` of a file, lazily; netCDF's library reads plain HDF5, whose dimensions have no names, as well.
+
+    One thread at a time: HDF5 is not made for several, and xarray guards reading alone, not opening.
 
     Raises:
         DataError: not such a file.
     """
     import xarray as xr
 
-    try:
-        ds = xr.open_dataset(file, engine="netcdf4", decode_cf=False, cache=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{file} is not a readable HDF5 file ({type(error).__name__})") from error
-    if "vil" not in ds:
-        raise DataError(f"{file} has no array 'vil'; it has {sorted(map(str, ds.variables))}")
-    return ds["vil"]
+    with _ONE_THREAD:
+        try:
+            ds = xr.open_dataset(file, engine="netcdf4", decode_cf=False, cache=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{file} is not a readable HDF5 file ({type(error).__name__})") from error
+        with ds:
+            if "vil" not in ds:
+                raise DataError(f"{file} has no array 'vil'; it has {sorted(map(str, ds.variables))}")
+            yield ds["vil"]
 
 
 def offsets_of(rows: pd.DataFrame, stored: Stored, folder: Path) -> np.ndarray:

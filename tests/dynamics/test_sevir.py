@@ -2,6 +2,7 @@
 
 import base64
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_values_and_labels(archive):
         np.testing.assert_array_equal(np.moveaxis(codes(name), -1, 0), np.round(255 * ds.vil[n].values))
     assert Space.from_dataset(ds, mask=None).event_shape == (1, SIDE, SIDE)
     assert Space.from_dataset(ds, mask=None).to_tensor(ds).shape == (4, FRAMES, 1, SIDE, SIDE)
+
+
+def test_many_threads_read_at_once(archive):
+    """HDF5 crashes where two threads open and close files at a time; dask reads in threads."""
+    ds = open_sevir(archive, size=SIDE, minutes=5)
+    expected = ds.vil.values
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: open_sevir(archive, size=SIDE, minutes=5).vil.values, range(48)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_reduced_version(archive):
