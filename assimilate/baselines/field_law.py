@@ -34,6 +34,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIDDLE = (math.log(30.0), 0.0, 0.0, 1.0)
+"""The law that is likeliest before any gauge has spoken."""
+
 
 @dataclass(frozen=True)
 class LawFit:
@@ -68,19 +71,12 @@ class LawFit:
         Args:
             fields: gauge values on the grid, newest first, `(hours, rows, columns)`; NaN where there is no gauge.
         """
-        laws = self.table().to(fields.device)
-        total, used = torch.zeros_like(laws[:, 0]), False
+        total, used = fields.new_zeros(len(self.table()), dtype=torch.float64), False
         seen = ~torch.isnan(fields[: self.hours])
         for mask in torch.unique(seen, dim=0):
-            places = mask.nonzero()
             values = fields[: self.hours][(seen == mask).all(-1).all(-1)][:, mask]
-            # A dry hour, or one that is equal everywhere, fits every law.
-            values = values[values.std(1) > 1e-3] if len(places) >= 10 else values[:0]
-            if not len(values):
-                continue
-            kept = torch.linspace(0, len(places) - 1, min(len(places), self.gauges)).round().long()
-            total = total + self.log_likelihoods(places[kept].to(laws), values[:, kept].to(laws)).sum(1)
-            used = True
+            logs, says = self._evidence(mask.nonzero(), values.double())
+            total, used = total + logs.sum(1), used or bool(says.any())
         return self.mean(total).to(fields.dtype) if used else None
 
     def of_many(self, places: Tensor, values: Tensor) -> Tensor:
@@ -90,20 +86,27 @@ class LawFit:
             places: `(m, 2)`.
             values: `(n, hours, m)`, newest first; NaN in hours that were not seen.
         """
-        values = values[:, : self.hours]
-        kept = torch.linspace(0, len(places) - 1, min(len(places), self.gauges)).round().long()
-        says = values.std(-1) > 1e-3
-        logs = values.new_zeros(len(self.table()), *says.shape)
-        if len(places) >= 10 and bool(says.any()):
-            logs[:, says] = self.log_likelihoods(places[kept].to(values), values[says][:, kept])
-        else:
-            says = torch.zeros_like(says)
+        logs, says = self._evidence(places, values[:, : self.hours])
         return torch.where(says.any(1, keepdim=True), self.mean(logs.sum(2)), torch.nan)
+
+    def _evidence(self, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Log likelihoods `(laws, ...)` of fields `(..., m)`, 0 for those that say nothing; and which say something.
+
+        A dry field, one that is equal everywhere and one of few gauges fit every law.
+        """
+        logs = values.new_zeros(len(self.table()), *values.shape[:-1])
+        says = torch.zeros_like(logs[0], dtype=torch.bool)
+        if len(places) >= 10:
+            says = values.std(-1) > 1e-3
+            kept = torch.linspace(0, len(places) - 1, min(len(places), self.gauges)).round().long()
+            if bool(says.any()):
+                logs[:, says] = self.log_likelihoods(places[kept].to(values), values[says][:, kept])
+        return logs, says
 
     def mean(self, logs: Tensor) -> Tensor:
         """Posterior mean of the law, `(*n, 4)`, from log likelihoods `(laws, *n)`."""
         laws = self.table().to(logs)
-        middle = laws.new_tensor([math.log(30.0), 0.0, 0.0, 1.0])
+        middle = laws.new_tensor(MIDDLE)
         width = laws.new_tensor([self.spread[0], self.spread[1], self.spread[1], self.spread[2]])
         prior = -0.5 * ((laws - middle) / width).square().sum(1)
         weights = torch.softmax(logs / self.temperature + prior.reshape(-1, *[1] * (logs.ndim - 1)), 0)

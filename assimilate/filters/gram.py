@@ -34,9 +34,8 @@ class Factored(NamedTuple):
     @classmethod
     def of(cls, spread: Tensor) -> Factored:
         """Factor the smaller Gram matrix of S `(E, N, m)`."""
-        n, m = spread.shape[-2:]
         s = spread.double()
-        return cls(s, torch.linalg.cholesky(shifted(s.mT @ s if m < n else s @ s.mT, n - 1)))
+        return cls(s, torch.linalg.cholesky(shifted(smaller_gram(s), s.shape[-2] - 1)))
 
     def increments(self, anomalies: Tensor, departures: Tensor) -> Tensor:
         """Kalman increments `(E, K, n)` of the state for whitened departures `(E, K, m)`; see `kalman_increments`."""
@@ -75,9 +74,8 @@ class Decomposed(NamedTuple):
     @classmethod
     def of(cls, spread: Tensor) -> Decomposed:
         """Decompose the smaller Gram matrix of S `(E, N, m)`."""
-        n, m = spread.shape[-2:]
         s = spread.double()
-        values, vectors = torch.linalg.eigh(s.mT @ s if m < n else s @ s.mT)
+        values, vectors = torch.linalg.eigh(smaller_gram(s))
         return cls(s, values.clamp_min(0), vectors)
 
     def scaled(self, factor: Tensor) -> Decomposed:
@@ -112,6 +110,12 @@ class Decomposed(NamedTuple):
         along = (d @ self.vectors if m < n else d @ self.spread.mT @ self.vectors).squeeze(-2).square()
         explained = (along / (self.values + c)).sum(-1)
         return log_det, c * explained if m < n else d.square().sum((-2, -1)) - explained
+
+
+def smaller_gram(spread: Tensor) -> Tensor:
+    """G of S `(E, N, m)`: `S^T S` where fewer values are observed than there are members, else `S S^T`."""
+    n, m = spread.shape[-2:]
+    return spread.mT @ spread if m < n else spread @ spread.mT
 
 
 def shifted(matrix: Tensor, shift: float) -> Tensor:

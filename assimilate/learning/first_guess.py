@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from assimilate.baselines.field_law import LawFit, at_distance, correlation, isotropic, scale, stretched
+from assimilate.baselines.field_law import MIDDLE, LawFit, at_distance, correlation, isotropic, scale, stretched
 from assimilate.baselines.motion import MotionFit, carried
 from assimilate.memo import Memo, content
 from dynamics.random import Rng, normal
@@ -44,9 +44,8 @@ CHUNK = 4_000_000
 """How many weights are computed at a time."""
 STD_SCALE = 8.0
 """The standard deviation of kriging is multiplied by it for the network, so that it is of order one."""
-LAW_MIDDLE = (math.log(30.0), 0.0, 0.0, 1.0)
-"""A law less it, over `LAW_SCALE`, is of order one."""
 LAW_SCALE = (0.5, 1.0, 1.0, 0.25)
+"""A law less the middle one, over it, is of order one."""
 EDGE = 4.0
 """Carried gauges farther than so many cells outside the grid are left out."""
 DRIEST = 0.02
@@ -250,7 +249,7 @@ class FirstGuess:
         off = torch.stack([values[:, : gauges.now] - blocks.flatten(1)[:, block], values @ left_out], 1)
         mean = off.new_zeros(len(values), 2, rows * columns).index_add(2, block, off) / count.clamp_min(1.0)
         law = self._law(gauges).to(std)
-        law = (law - law.new_tensor(LAW_MIDDLE)) / law.new_tensor(LAW_SCALE)
+        law = (law - law.new_tensor(MIDDLE)) / law.new_tensor(LAW_SCALE)
         shared = torch.stack([STD_SCALE * std, count.clamp_max(1.0).reshape(rows, columns)])
         return torch.cat([
             shared.expand(len(values), -1, -1, -1), mean.reshape(-1, 2, rows, columns),

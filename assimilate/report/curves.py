@@ -260,9 +260,9 @@ def _legend(made: Any, axis: Any) -> None:
     made.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), int(room))), fontsize=9)
 
 
-def folded(label: str) -> str:
-    """A label broken into lines that fit above a small picture."""
-    return "\n".join(textwrap.wrap(label, 30))
+def folded(label: str, letters: int = 30) -> str:
+    """A label broken into lines of so many letters, which fit above a small picture."""
+    return "\n".join(textwrap.wrap(label, letters))
 
 
 def overview(
@@ -271,7 +271,7 @@ def overview(
     """A still picture for a README: rows are times, columns truth, observations and means; many make two bands."""
     bands = -(-len(panels) // _COLUMNS)
     rows, columns = len(times), -(-len(panels) // bands)
-    titles = [textwrap.fill(title, _TITLE) for title, _ in panels]
+    titles = [folded(title, _TITLE) for title, _ in panels]
     side, lines = 1.75, max(title.count("\n") + 1 for title in titles)
     height = bands * (side * rows * cells[0] / cells[1] + 0.2 + 0.15 * lines)
     with figure(columns, bands * rows, width=side * columns + 0.85, height=height) as (made, axes):
